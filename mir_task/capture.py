@@ -1,0 +1,475 @@
+"""From the forwards of any decoder-based model to the hidden states of vision and text tokens.
+
+`HiddenStateCapture` hooks a model while somebody else runs it, and keeps one `Prefill` for every
+sequence of every prefill forward. `assign` finds each document's prefill by the text that the model
+received, so neither the order of calls nor the batching of the caller matters.
+
+Layer k's hidden states are what layer k + 1 receives, and the decoder's output (after the final norm)
+for the last layer k = K.
+
+Vision rows are found twice where the model allows it:
+
+* by token ids: the placeholders that the processor expanded, `input_ids == image_token_id`;
+* by provenance: a row of the decoder's `inputs_embeds` is text exactly when the input-embedding
+  module gives that very row for a token id of this forward.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mir_task.errors import MIRError
+
+Key = TypeVar("Key")
+
+NO_TOKEN = -1
+"""Stands in `Prefill.token_ids` where the model embedded no token."""
+
+_VISION_TOKEN_NAMES = tuple(
+    f"{modality}_token_{suffix}" for modality in ("image", "video") for suffix in ("id", "index")
+)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The text decoder of a model."""
+
+    name: str
+    """Path of the module in the model."""
+    module: nn.Module
+    layers: nn.ModuleList
+    embedding: nn.Module
+    """The input-embedding module."""
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One sequence of one prefill forward: L positions, K layers, all on the CPU."""
+
+    token_ids: Tensor
+    """int64 [L]; `NO_TOKEN` where the model embedded no token."""
+    real: Tensor
+    """bool [L]: not padding."""
+    vision: Tensor
+    """bool [L]: came from the vision side."""
+    text: Tensor
+    """bool [L]: real and after the last vision position."""
+    vision_rule: str
+    """Which rule found the vision positions: "token_ids", "provenance" or "token_ids+provenance"."""
+    vision_rows: tuple[Tensor, ...]
+    """K tensors [vision tokens, d], in the model's dtype."""
+    text_rows: tuple[Tensor, ...]
+    """K tensors [text tokens, d], in the model's dtype."""
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Token ids of the text positions, in order."""
+        return self.token_ids[self.text].tolist()
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the model's text decoder.
+
+    Raises:
+        MIRError: the model has no Hugging Face configuration.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise MIRError(
+            f"{type(model).__name__} has no `config`, so its text decoder cannot be told apart; "
+            "MIR needs a model with a Hugging Face configuration"
+        )
+    if hasattr(config, "get_text_config"):
+        return config.get_text_config(decoder=True)
+    return getattr(config, "text_config", config)
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """The module that owns both the decoder layers of the text config and an input embedding.
+
+    `get_decoder()` is not used: in several releases of transformers it returns the whole model.
+
+    Raises:
+        MIRError: no module, or more than one, fits.
+    """
+    count = text_config(model).num_hidden_layers
+    found = []
+    for name, module in model.named_modules():
+        layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
+        embeddings = [c for c in module.children() if isinstance(c, nn.Embedding)]
+        if len(layers) == 1 and embeddings:
+            embedding = max(embeddings, key=lambda candidate: candidate.num_embeddings)
+            found.append(Decoder(name, module, layers[0], embedding))
+    if len(found) != 1:
+        names = ", ".join(decoder.name for decoder in found) or "none"
+        raise MIRError(
+            f"{type(model).__name__}: looked for one module with {count} decoder layers and an input "
+            f"embedding, found {names}; MIR is defined on the layers of a single text decoder"
+        )
+    return found[0]
+
+
+def vision_token_ids(model: nn.Module) -> set[int]:
+    """Ids that stand for vision tokens in expanded `input_ids`, as the configuration names them."""
+    config = getattr(model, "config", None)
+    ids = {getattr(config, name, None) for name in _VISION_TOKEN_NAMES}
+    return {token_id for token_id in ids if isinstance(token_id, int) and token_id >= 0}
+
+
+class HiddenStateCapture:
+    """Context manager that keeps the prefills of a model while somebody else runs it.
+
+    Hooks are registered on entry and gone after exit. They never raise into the model, whose caller
+    may swallow exceptions: what goes wrong, in a hook or in the model's own `generate`, is kept in
+    `failures`.
+
+    Args:
+        model: of any class, with a text decoder and an input embedding.
+
+    Raises:
+        MIRError: no text decoder is found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.decoder = find_decoder(model)
+        self.prefills: list[Prefill] = []
+        self.failures: list[Exception] = []
+        self.forwards = 0
+        """Prefill forwards seen, those without a vision token included."""
+        self._vision_ids = vision_token_ids(model)
+        self._signature = inspect.signature(self.decoder.module.forward)
+        self._handles: list[RemovableHandle] = []
+        self._pending: _PendingForward | None = None
+        self._embedded_ids: list[Tensor] = []
+        self._outer_arguments: list[dict[str, Tensor]] = []
+        self._own_generate: Any = None
+
+    def __enter__(self) -> Self:
+        decoder = self.decoder
+        hooks = self._handles
+        try:
+            for ancestor in self._ancestors():
+                hooks.append(
+                    ancestor.register_forward_pre_hook(self._guarded(self._note_outer), with_kwargs=True)
+                )
+            hooks.append(
+                decoder.embedding.register_forward_pre_hook(
+                    self._guarded(self._note_embedding), with_kwargs=True
+                )
+            )
+            hooks.append(
+                decoder.module.register_forward_pre_hook(self._guarded(self._begin), with_kwargs=True)
+            )
+            for layer in decoder.layers[1:]:
+                hooks.append(
+                    layer.register_forward_pre_hook(
+                        self._guarded(self._keep_layer_input), with_kwargs=True
+                    )
+                )
+            hooks.append(decoder.module.register_forward_hook(self._guarded(self._finish)))
+            self._watch_generate()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.model.__dict__.pop("generate", None)
+        if self._own_generate is not None:
+            self.model.__dict__["generate"] = self._own_generate
+        self._forget()
+
+    def take(self) -> list[Prefill]:
+        """Prefills kept since the last call, oldest first."""
+        taken, self.prefills = self.prefills, []
+        return taken
+
+    def _ancestors(self) -> list[nn.Module]:
+        parts = self.decoder.name.split(".")
+        return [self.model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
+
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*arguments: Any) -> None:
+            try:
+                hook(*arguments)
+            except Exception as error:  # noqa: BLE001 - re-raised by whoever reads `failures`
+                self._pending = None
+                self.failures.append(error)
+
+        return guarded
+
+    def _watch_generate(self) -> None:
+        generate = getattr(self.model, "generate", None)
+        if generate is None:
+            return
+
+        self._own_generate = self.model.__dict__.get("generate")
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return generate(*args, **kwargs)
+            except Exception as error:
+                self.failures.append(error)
+                raise
+
+        self.model.__dict__["generate"] = watched
+
+    def _forget(self) -> None:
+        self._pending = None
+        self._embedded_ids.clear()
+        self._outer_arguments.clear()
+
+    def _note_outer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        kept = {name: named.get(name) for name in ("input_ids", "attention_mask")}
+        self._outer_arguments.append(
+            {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        )
+
+    def _note_embedding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs["input"]
+        self._embedded_ids.append(ids.detach().flatten())
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        self._pending = None
+        if _cached_length(arguments.get("past_key_values")) > 0:
+            return
+        self.forwards += 1
+        embeds = arguments.get("inputs_embeds")
+        if embeds is None:  # token ids alone: no vision token can be among them
+            return
+        outer = [*self._outer_arguments, arguments]
+        shape = tuple(embeds.shape[:2])
+        real = _first_of_shape(outer, "attention_mask", shape)
+        ids = _first_of_shape(outer, "input_ids", shape)
+        origin = self._provenance(embeds)
+        sequences = []
+        for row in range(shape[0]):
+            sequence = _locate(
+                real=torch.ones(shape[1], dtype=torch.bool) if real is None else real[row].bool(),
+                outer_ids=None if ids is None else ids[row],
+                embedded_ids=None if origin is None else origin[row],
+                vision_ids=self._vision_ids,
+            )
+            sequences.append(sequence)
+        if any(sequence.vision.any() for sequence in sequences):
+            self._pending = _PendingForward(sequences)
+
+    @torch.no_grad()
+    def _provenance(self, embeds: Tensor) -> Tensor | None:
+        """Token id [batch, L] that the input embedding maps to each row, or NO_TOKEN."""
+        if not self._embedded_ids:
+            return None
+        ids = torch.unique(torch.cat(self._embedded_ids))
+        # Looked up anew: the module's own output may have been overwritten in place since.
+        table = self.decoder.embedding.forward(ids).to(embeds.dtype)
+        id_of_row = dict(zip(_row_bytes(table), ids.tolist(), strict=True))
+        found = [id_of_row.get(row, NO_TOKEN) for row in _row_bytes(embeds.flatten(0, 1))]
+        return torch.tensor(found).reshape(embeds.shape[:2])
+
+    def _keep_layer_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._pending is not None:
+            self._pending.keep(args[0] if args else kwargs["hidden_states"])
+
+    def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.keep(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+            if len(pending.hidden_states) != len(self.decoder.layers):
+                raise MIRError(
+                    f"{self.decoder.name} ran {len(pending.hidden_states)} of its "
+                    f"{len(self.decoder.layers)} layers in one forward"
+                )
+            self.prefills += pending.prefills()
+        self._forget()
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Where the tokens of one sequence stand: all tensors [L], on the CPU."""
+
+    token_ids: Tensor
+    real: Tensor
+    vision: Tensor
+    rule: str
+
+    @property
+    def text(self) -> Tensor:
+        positions = torch.arange(len(self.real))
+        return self.real & (positions > positions[self.vision].max())
+
+
+class _PendingForward:
+    """Hidden states of the sequences of the forward that is running."""
+
+    def __init__(self, sequences: list[_Sequence]) -> None:
+        self.sequences = {
+            row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
+        }
+        self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
+
+    def keep(self, hidden: Tensor) -> None:
+        """Keep one layer's hidden states [batch, L, d] of vision and text positions."""
+        self.hidden_states.append(
+            {
+                row: (_rows(hidden[row], sequence.vision), _rows(hidden[row], sequence.text))
+                for row, sequence in self.sequences.items()
+            }
+        )
+
+    def prefills(self) -> list[Prefill]:
+        return [
+            Prefill(
+                token_ids=sequence.token_ids,
+                real=sequence.real,
+                vision=sequence.vision,
+                text=sequence.text,
+                vision_rule=sequence.rule,
+                vision_rows=tuple(layer[row][0] for layer in self.hidden_states),
+                text_rows=tuple(layer[row][1] for layer in self.hidden_states),
+            )
+            for row, sequence in self.sequences.items()
+        ]
+
+
+def _rows(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.detach()[mask.nonzero().squeeze(1).to(hidden.device)].cpu()
+
+
+def _row_bytes(rows: Tensor) -> list[bytes]:
+    """The bytes of each row [n, d], by which equal rows are equal keys."""
+    raw = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return [row.tobytes() for row in raw]
+
+
+def _cached_length(past: Any) -> int:
+    """Positions that a key-value cache already holds."""
+    if past is None:
+        return 0
+    if hasattr(past, "get_seq_length"):
+        return int(past.get_seq_length())
+    return int(past[0][0].shape[-2]) if len(past) else 0
+
+
+def _first_of_shape(
+    arguments: Iterable[Mapping[str, Any]], name: str, shape: tuple[int, ...]
+) -> Tensor | None:
+    """The outermost argument of that name and shape; inner modules may have rewritten it."""
+    for candidates in arguments:
+        value = candidates.get(name)
+        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+            return value.detach().cpu()
+    return None
+
+
+def _locate(
+    *, real: Tensor, outer_ids: Tensor | None, embedded_ids: Tensor | None, vision_ids: set[int]
+) -> _Sequence:
+    """Vision positions of one sequence by each rule that applies.
+
+    Raises:
+        MIRError: both rules apply and differ.
+    """
+    found = {}
+    if outer_ids is not None:
+        by_ids = torch.isin(outer_ids, torch.tensor(sorted(vision_ids), dtype=torch.int64)) & real
+        if by_ids.any():
+            found["token_ids"] = by_ids
+    if embedded_ids is not None:
+        found["provenance"] = (embedded_ids == NO_TOKEN) & real
+    if len(found) == 2 and not torch.equal(*found.values()):
+        differing = (found["token_ids"] != found["provenance"]).nonzero().flatten()
+        raise MIRError(
+            f"the image-token ids mark {int(found['token_ids'].sum())} vision tokens, the rows that "
+            f"did not come from the input embedding are {int(found['provenance'].sum())}; they "
+            f"differ at {len(differing)} positions, first at {int(differing[0])}: the model adds or "
+            "changes rows by a rule that this package does not know, so please report the model"
+        )
+    vision = next(iter(found.values()), torch.zeros_like(real))
+    ids = embedded_ids if outer_ids is None else outer_ids
+    return _Sequence(
+        token_ids=torch.full_like(real, NO_TOKEN, dtype=torch.int64) if ids is None else ids,
+        real=real,
+        vision=vision,
+        rule="+".join(found) or "none",
+    )
+
+
+class Tokenizer(Protocol):
+    """What `assign` needs of a Hugging Face tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids."""
+
+
+def decode_text(prefill: Prefill, tokenizer: Tokenizer) -> str:
+    """The decoded text span: what stands after the last vision token, special tokens included."""
+    return str(tokenizer.decode([i for i in prefill.text_ids if i != NO_TOKEN]))
+
+
+def assign(
+    prefills: Sequence[Prefill], texts: Mapping[Key, str], tokenizer: Tokenizer
+) -> dict[Key, Prefill]:
+    """For each document the first prefill whose text span holds the document's text.
+
+    White space is not compared: tokenizers and chat templates change it. A document whose text no
+    span holds in full is left out; `missing_text` says why.
+    """
+    spans = [_squashed(decode_text(prefill, tokenizer)) for prefill in prefills]
+    assigned: dict[Key, Prefill] = {}
+    for key, text in texts.items():
+        forms = _written_forms(text, tokenizer)
+        for prefill, span in zip(prefills, spans, strict=True):
+            if any(form in span for form in forms):
+                assigned[key] = prefill
+                break
+    return assigned
+
+
+def missing_text(prefills: Sequence[Prefill], text: str, tokenizer: Tokenizer) -> str:
+    """Why no prefill holds a document's text in full, in words."""
+    form = _squashed(text)
+    length = 0
+    for prefill in prefills:
+        span = _squashed(decode_text(prefill, tokenizer))
+        while length < len(form) and form[: length + 1] in span:
+            length += 1
+    # A few characters turn up in any text, so they are no sign of this one.
+    if length < min(len(form), 8):
+        return (
+            "no token of the document's own text stands after the image: the adapter put the text "
+            "before the image or dropped it; choose another mir_placement"
+        )
+    return (
+        f"only the first {length} of {len(form)} characters of the text (without spaces) stand after "
+        "the image: the adapter cut the text; raise its maximum length or measure shorter texts"
+    )
+
+
+def _squashed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _written_forms(text: str, tokenizer: Tokenizer) -> set[str]:
+    """The text as it is and as its own tokenizer gives it back (lower case, unknown words, ...)."""
+    round_trip = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+    return {form for form in (_squashed(text), _squashed(round_trip)) if form}

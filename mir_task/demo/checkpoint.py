@@ -1,0 +1,145 @@
+"""A small checkpoint of LLaVA's architecture with random weights, made on the spot.
+
+`python -m mir_task.demo.checkpoint FOLDER` writes one; nothing is downloaded. Its MIR says nothing
+about any real model: it is there to run the whole path in a minute.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PASSAGES = Path(__file__).with_name("passages.jsonl")
+
+# The conversation of Vicuna v1, in which LLaVA-1.5 was trained and the published MIR is measured.
+# Content is a string in the simple adapters and a list of parts in the chat adapters.
+CHAT_TEMPLATE = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+    "{% for message in messages %}"
+    "{{ ' USER: ' if message['role'] == 'user' else ' ASSISTANT: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{{ '<image>\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+
+
+def train_tokenizer(vocabulary: int = 2000) -> Any:
+    """Byte-level BPE tokenizer trained on the demo's passages; it loses no character of any text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [json.loads(line)["text"] for line in PASSAGES.read_text("utf-8").splitlines()]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+        model_max_length=2048,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_llava(
+    folder: Path, *, hidden_size: int = 128, layers: int = 6, image_size: int = 112, seed: int = 0
+) -> Path:
+    """Write a LlavaForConditionalGeneration and its processor to `folder`.
+
+    Args:
+        folder: made where missing.
+        hidden_size: d of the language model.
+        layers: decoder layers of the language model; the vision tower has half as many.
+        image_size: side of the square image in pixels; (image_size / 14)^2 vision tokens.
+        seed: of the random weights.
+    """
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    tokenizer = train_tokenizer()
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=max(layers // 2, 2),
+            num_attention_heads=4,
+            image_size=image_size,
+            patch_size=14,
+            projection_dim=64,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        image_token_index=image_token,
+        image_seq_length=(image_size // 14) ** 2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": image_size},
+            crop_size={"height": image_size, "width": image_size},
+        ),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
+        chat_template=CHAT_TEMPLATE,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Command line: write the demo's checkpoint to a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    make_llava(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""lmms-eval's side: registration, the request type `mir_prefill` and the task class `MIRTask`.
+
+Importing this module registers the packaged tasks and the request type; the entry point of the
+package does nothing else.
+"""
+
+import inspect
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import datasets
+from lmms_eval import utils
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.tasks import TaskManager
+from loguru import logger
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mir_task.data import Source, draw_documents, open_image
+from mir_task.distributed import gather, on_every_rank
+from mir_task.errors import MIRError
+from mir_task.measure import Measurement, measure
+from mir_task.metric import MIRResult
+from mir_task.moments import MIRMeter
+from mir_task.placement import Document
+from mir_task.results import versions, write_report
+
+SPLIT = "test"
+METRICS = ("mir", "mir_published_fast", "mir_stderr")
+_INSTALLED = Path(__file__).parent / "task_configs"
+TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
+
+
+class Settings(BaseModel):
+    """The `mir_*` keys of a task's YAML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mir_documents: int = Field(default=100, ge=1)
+    """Documents drawn."""
+    mir_seed: int = 0
+    """Of the draw."""
+    mir_image_dataset: str
+    """Hub id, local path, or `mir_task:PATH` inside the package."""
+    mir_image_config: str | None = None
+    mir_image_split: str = "train"
+    mir_image_column: str = "image"
+    mir_image_id: str | None = None
+    """Column of the row's identity; row numbers where not given."""
+    mir_text_dataset: str | None = None
+    """Source of unpaired texts; without it the texts are a column of the images' rows."""
+    mir_text_config: str | None = None
+    mir_text_split: str = "train"
+    mir_text_column: str = "text"
+    mir_text_id: str | None = None
+    mir_placement: Literal["assistant_loglikelihood", "assistant_chat", "user_generate"] | None = None
+    """Where the text stands; the best that the adapter supports where not given."""
+    mir_outliers: Literal["replace", "drop"] = "replace"
+    mir_on_error: Literal["stop", "skip"] = "stop"
+    """What a document that cannot be measured does to the run."""
+    mir_groups: int = Field(default=5, ge=0)
+    """Groups of the jackknife behind `mir_stderr`; 0 for none."""
+
+    def documents(self) -> datasets.Dataset:
+        """The documents of the draw; see `draw_documents`."""
+        images = Source(
+            self.mir_image_dataset,
+            self.mir_image_column,
+            self.mir_image_split,
+            self.mir_image_config,
+            self.mir_image_id,
+        )
+        texts = self.mir_text_dataset and Source(
+            self.mir_text_dataset,
+            self.mir_text_column,
+            self.mir_text_split,
+            self.mir_text_config,
+            self.mir_text_id,
+        )
+        return draw_documents(
+            images,
+            texts or None,
+            text_column=self.mir_text_column,
+            count=self.mir_documents,
+            seed=self.mir_seed,
+        )
+
+
+class MIRTask(ConfigurableTask):
+    """A task of the harness whose score is MIR.
+
+    Args:
+        config: the task's YAML: harness keys, and the `mir_*` keys of `Settings`.
+
+    Raises:
+        MIRError: keys or values that do not fit, or data that cannot be read.
+    """
+
+    VERSION = 1
+    by_name: ClassVar[dict[str, "MIRTask"]] = {}
+    """Tasks of this process; a request carries no more than its task's name."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        config = _with_base(config)
+        name = config["task"]
+        mir_keys = {key: config.pop(key) for key in list(config) if key.startswith("mir_")}
+        try:
+            self.settings = Settings(**mir_keys)
+        except ValidationError as error:
+            faults = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+            known = ", ".join(Settings.model_fields)
+            raise MIRError(f"task {name}: {faults}. Known keys: {known}") from None
+        self.result: MIRResult | None = None
+        config.pop("class", None)
+        metadata = {"version": self.VERSION, **(config.pop("metadata", None) or {})}
+        super().__init__(
+            config={
+                **config,
+                "test_split": SPLIT,
+                "metadata": {**metadata, **self.settings.model_dump()},
+            }
+        )
+        # Set after the parent's start, which knows its own request types only.
+        self._config.output_type = self.OUTPUT_TYPE = "mir_prefill"
+        self._config.generation_kwargs = None
+        self.by_name[name] = self
+
+    def download(self, dataset_kwargs: Any = None) -> None:
+        """Draw the documents. The parent's version retries and hides the cause of a failure."""
+        documents = self.settings.documents()
+        self.dataset = datasets.DatasetDict({SPLIT: documents})
+        self.dataset_no_image = datasets.DatasetDict({SPLIT: documents.remove_columns("image")})
+
+    def test_docs(self) -> datasets.Dataset:
+        """Documents without their images, which only adapters ask for."""
+        return self.dataset_no_image[SPLIT]
+
+    def _prepare_metric_and_aggregation(self) -> None:
+        self._metric_fn_list = dict.fromkeys(METRICS)
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        """The document's text."""
+        return str(doc["text"])
+
+    def doc_to_target(self, doc: dict[str, Any]) -> str:
+        """Nothing: MIR has no right answer."""
+        return ""
+
+    def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
+        """The document's image."""
+        return [open_image(doc["image"])]
+
+    def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
+        """The document's text alone, whatever the run says of few-shot examples."""
+        return self.doc_to_text(doc)
+
+    def construct_requests(self, doc_id: int, ctx: str, **kwargs: Any) -> Instance:
+        """One request of the type `mir_prefill`."""
+        # The harness's response cache skips requests that sample, and a cached answer has no
+        # hidden states; nothing is sampled here.
+        arguments = (ctx, {"do_sample": True}, doc_id, self.config.task, SPLIT)
+        return Instance(request_type=self.OUTPUT_TYPE, arguments=arguments, idx=0, **kwargs)
+
+    def process_results(
+        self, doc: dict[str, Any], results: list[str], full_docs: Any = None
+    ) -> dict[str, Any]:
+        """The document's token counts; a dictionary, which the harness does not average."""
+        return {"mir": json.loads(results[0]), "mir_published_fast": {}, "mir_stderr": {}}
+
+    def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
+        """The task's result, which `mir_prefill` has left here."""
+        result = self.result
+        assert result is not None, "the harness aggregates after the requests"
+        values = result.to_dict()
+
+        def aggregate(metric: str) -> Callable[[list[Any]], Any]:
+            return lambda items: "N/A" if values[metric] is None else values[metric]
+
+        return {metric: aggregate(metric) for metric in METRICS}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Lower is better."""
+        return dict.fromkeys(METRICS, False)
+
+
+def _with_base(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration on top of the MIR task that its `mir_base` names."""
+    config = dict(config)
+    base = config.pop("mir_base", None)
+    if base is None:
+        return config
+    for path in [*_YAML_PATHS.get(base, ()), *TASK_CONFIGS.rglob("*.yaml")]:
+        found = utils.load_yaml_config(str(path), mode="simple")
+        if found.get("task") == base:
+            return {**_with_base(found), **config}
+    raise MIRError(f"task {config['task']}: mir_base names {base!r}, which is no task")
+
+
+def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str, int]]]:
+    """Answer MIR's requests on a loaded adapter; `getattr(lm, "mir_prefill")` of the evaluator.
+
+    One call holds the requests of all MIR tasks of the run. Each task is measured, merged over the
+    processes and written to disk before the next.
+
+    Raises:
+        MIRError: on every process alike, when one of them cannot go on.
+    """
+    measured = {}
+    for name in dict.fromkeys(request.metadata["task"] for request in requests):
+        task = MIRTask.by_name[name]
+        own = [request for request in requests if request.metadata["task"] == name]
+        with on_every_rank():
+            measured[name] = _measure(lm, task, own)
+        parts = gather(measured[name])
+        with on_every_rank():
+            if parts is not None:
+                _conclude(lm, task, parts)
+    counted = {
+        (name, document["row"]): document
+        for name, measurement in measured.items()
+        for document in measurement.documents.values()
+    }
+    return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
+
+
+def _measure(lm: lmms, task: MIRTask, requests: list[Instance]) -> Measurement:
+    settings, rows = task.settings, task.test_docs()
+    # `--repeats` sends a document several times, and processes are filled up with copies of their
+    # last request: copies run where every process has to take part, but count nowhere.
+    first = {request.doc_id: request for request in reversed(requests)}
+    padding = [r for r in requests if r.metadata.get("__padding_only__")]
+    counted = [r for r in first.values() if not r.metadata.get("__padding_only__")]
+    documents = [
+        (rows[r.doc_id]["id"], _document(task, r.doc_id, rows), r not in padding)
+        for r in [*sorted(counted, key=lambda r: r.doc_id), *padding]
+    ]
+    return measure(
+        lm,
+        documents,
+        MIRMeter(outliers=settings.mir_outliers, groups=settings.mir_groups),
+        placement=settings.mir_placement,
+        skip_failures=settings.mir_on_error == "skip",
+        name=task.config.task,
+    )
+
+
+def _document(task: MIRTask, index: int, rows: datasets.Dataset) -> Document:
+    return Document(task.config.task, SPLIT, index, rows[index]["text"], task.doc_to_visual)
+
+
+def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
+    """Token counts of one request, in the form that reaches the harness's samples."""
+    if document is None:  # skipped, or a padding request
+        return "{}", {}
+    counts = {key: document[key] for key in ("vision_tokens", "text_tokens")}
+    return json.dumps(counts), {"input_tokens": document["tokens"]}
+
+
+def _conclude(lm: lmms, task: MIRTask, parts: list[Measurement]) -> None:
+    """Compute the task's result from all processes' measurements and write its report."""
+    whole, *others = parts
+    for other in others:
+        whole.merge(other)
+    name = task.config.task
+    if whole.skipped:
+        logger.warning(
+            f"{name}: {len(whole.skipped)} document(s) could not be measured and are left out: "
+            f"{', '.join(whole.skipped)}"
+        )
+    if not len(whole.meter):
+        reason = next(iter(whole.skipped.values()), "the run has none")
+        raise MIRError(f"{name}: no document could be measured; the first: {reason}")
+    started = time.perf_counter()
+    task.result = whole.meter.compute()
+    run = _run_of_the_harness()
+    ordered = sorted(whole.documents.items(), key=lambda item: item[1]["row"])
+    report = {
+        "task": name,
+        "model": run["model"],
+        "model_args": run["model_args"],
+        "model_name": run["model_name"],
+        "adapter": f"{type(lm).__module__}.{type(lm).__name__}",
+        **whole.facts,
+        "settings": task.settings.model_dump(),
+        "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
+        "skipped": whole.skipped,
+        "versions": versions(),
+        "seconds": {"forwards": whole.seconds, "metric": time.perf_counter() - started},
+    }
+    logger.info(f"{name}: MIR {task.result.mir:.4f} over {len(whole.meter)} documents")
+    if run["stem"] is not None:
+        try:
+            files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report)
+            logger.info(f"{name}: {' and '.join(str(file) for file in files)}")
+        except OSError as error:  # the value is still in the table and in the harness's own JSON
+            logger.error(f"{name}: the side file could not be written: {error}")
+
+
+def _run_of_the_harness() -> dict[str, Any]:
+    """What the running `simple_evaluate` was called with.
+
+    A request is told neither the model's name nor where results go, and the date in the names of the
+    result files is in that call's arguments alone, so they are read from its frame.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "simple_evaluate":
+            break
+        frame = frame.f_back
+    values = frame.f_locals if frame else {}
+    model, tracker = values.get("model"), values.get("evaluation_tracker")
+    stem = None
+    if tracker is not None and tracker.output_path:
+        folder = Path(tracker.output_path) / tracker.general_config_tracker.model_name_sanitized
+        stem = folder / values["datetime_str"].replace(":", "-")
+    arguments = values.get("model_args") or ""
+    name = tracker.general_config_tracker.model_name if tracker is not None else ""
+    # The harness keeps keys and tokens out of its results; so does the side file.
+    redact = frame.f_globals["_redact_eval_config_secrets"] if frame else str
+    return {
+        "model": model if isinstance(model, str) else type(model).__name__,
+        "model_args": redact(arguments),
+        "model_name": name or str(arguments),
+        "stem": stem,
+    }
+
+
+_YAML_PATHS: dict[str, list[str]] = {}
+"""Where the tasks of the latest index stand, for `mir_base`."""
+
+
+def register() -> list[Any]:
+    """Make the harness know the packaged tasks and the request type; payload of the entry point.
+
+    The harness has an entry-point group for models only. Its payload may be a callable, and it is
+    called whenever the evaluator is imported, before any `TaskManager` exists.
+
+    Returns:
+        No models.
+    """
+    if not hasattr(lmms, "mir_prefill"):
+        lmms.mir_prefill = mir_prefill
+        initialize_tasks = TaskManager.initialize_tasks
+
+        def with_mir_tasks(
+            self: TaskManager, include_path: Any = None, include_defaults: bool = True
+        ) -> dict[str, Any]:
+            index = initialize_tasks(self, include_path, include_defaults)
+            if include_defaults:
+                index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
+            for name, entry in index.items():
+                if entry["type"] == "python_task":
+                    _YAML_PATHS[name] = [entry["yaml_path"]]
+            return dict(index)
+
+        TaskManager.initialize_tasks = with_mir_tasks
+    return []
+
+
+register()

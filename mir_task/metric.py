@@ -1,0 +1,335 @@
+r"""The Modality Integration Rate of arXiv 2410.07167 (section 3), on tensors and nothing else.
+
+For decoder layer :math:`k = 1..K`, vision tokens :math:`f_v` [r, d] and text tokens :math:`f_t` [s, d]
+pooled over all documents:
+
+1. text-centric normalisation (eq. 2): both are multiplied by
+   :math:`\alpha_k = s / \sum_j \lVert f_{t,j} \rVert_2`, over the raw text tokens, outliers included;
+2. 3-sigma rule :math:`\omega`, per modality, on the L2 norms: token i is an outlier when
+   :math:`|\lVert x_i \rVert - \mathrm{median}| > 3\,\mathrm{std}` (unbiased std, lower median);
+3. Fréchet distance :math:`F_k = \lVert \mu_v - \mu_t \rVert^2 + \mathrm{Tr}(\Sigma_v) +
+   \mathrm{Tr}(\Sigma_t) - 2\,\mathrm{Tr}((\Sigma_v \Sigma_t)^{1/2})`, covariances with n - 1;
+4. :math:`\mathrm{MIR} = \log_{10} \sum_k F_k`. Lower is better.
+
+`mir_published_fast` is what the default mode of the published code evaluates, in exact arithmetic:
+its iteration for the square root starts at a fixed point, so it subtracts
+:math:`2\,\mathrm{Tr}(\Sigma_v \Sigma_t)` instead of the root term. It exists to be laid beside
+published figures, never to be mixed with `mir`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mir_task.errors import MIRError
+
+OUTLIER_RULES = ("replace", "drop")
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One decoder layer. Distances are in units of the squared mean text norm, norms are raw."""
+
+    layer: int
+    """1-based index of the decoder layer."""
+    frechet: float
+    """F_k, the true Fréchet distance."""
+    frechet_published_fast: float
+    """F_k with Tr(S_v S_t) for the root term, as the published default mode has it."""
+    mean_term: float
+    """||mu_v - mu_t||^2."""
+    covariance_term: float
+    """Tr(S_v) + Tr(S_t) - 2 Tr((S_v S_t)^(1/2))."""
+    text_scale: float
+    """alpha_k of the text-centric normalisation: one over the mean raw text norm."""
+    vision_tokens: int
+    """Vision tokens before the outlier rule."""
+    text_tokens: int
+    """Text tokens before the outlier rule."""
+    vision_outliers: int
+    text_outliers: int
+    vision_norm: float
+    """Mean raw L2 norm of the vision tokens."""
+    text_norm: float
+    """Mean raw L2 norm of the text tokens."""
+
+
+@dataclass(frozen=True)
+class MIRResult:
+    """MIR of one model on one set of documents.
+
+    `mir_stderr` and `leave_one_group_out` are filled by `MIRMeter`, which knows the documents.
+    """
+
+    layers: tuple[LayerResult, ...]
+    outliers: str = "replace"
+    mir_stderr: float | None = None
+    """Delete-a-group jackknife standard error of `mir`; None where no groups were kept."""
+    leave_one_group_out: tuple[tuple[float, ...], ...] = ()
+    """[group][layer]: F_k of all documents but that group's."""
+
+    @property
+    def mir(self) -> float:
+        """log10 of the sum of the layers' Fréchet distances."""
+        return math.log10(sum(layer.frechet for layer in self.layers))
+
+    @property
+    def mir_published_fast(self) -> float:
+        """log10 of the sum that the published default mode computes; nan where it is not positive."""
+        total = sum(layer.frechet_published_fast for layer in self.layers)
+        return math.log10(total) if total > 0 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
+        fast = self.mir_published_fast
+        return {
+            "mir": self.mir,
+            "mir_published_fast": None if math.isnan(fast) else fast,
+            "mir_stderr": self.mir_stderr,
+            "outliers": self.outliers,
+            "layers": [asdict(layer) for layer in self.layers],
+            "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MIRResult":
+        """The result that `to_dict` wrote; keys that are not its own are ignored."""
+        return cls(
+            layers=tuple(LayerResult(**layer) for layer in values["layers"]),
+            outliers=values["outliers"],
+            mir_stderr=values["mir_stderr"],
+            leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
+        )
+
+
+class FrechetTerms(NamedTuple):
+    """The terms of the Fréchet distance between two Gaussians."""
+
+    mean: float
+    """||mu_a - mu_b||^2."""
+    traces: float
+    """Tr(S_a) + Tr(S_b)."""
+    root: float
+    """Tr((S_a S_b)^(1/2))."""
+    product: float
+    """Tr(S_a S_b)."""
+    resolution: float
+    """Covariance terms below this are zero to the precision of the arithmetic."""
+
+    @property
+    def covariance(self) -> float:
+        """Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^(1/2)), which rounding must not make negative."""
+        return max(self.traces - 2 * self.root, 0.0)
+
+    @property
+    def distance(self) -> float:
+        """The Fréchet distance, at least 0."""
+        return self.mean + self.covariance
+
+
+class Gaussian(NamedTuple):
+    """Mean [d] and covariance of a set of tokens, as [d, d] or as a factor of fewer rows than d."""
+
+    mean: Tensor
+    covariance: Tensor | None
+    factor: Tensor | None
+    """[n, d] with factor^T factor = covariance: the centred tokens over sqrt(n - 1), where n < d."""
+
+    @classmethod
+    def from_tokens(cls, tokens: Tensor) -> "Gaussian":
+        """Mean and covariance (n - 1) of tokens [n, d], in their dtype and on their device."""
+        mean = tokens.mean(0)
+        centred = (tokens - mean) / math.sqrt(len(tokens) - 1)
+        if len(tokens) < tokens.shape[1]:
+            return cls(mean, covariance=None, factor=centred)
+        return cls(mean, covariance=centred.T @ centred, factor=None)
+
+    def trace(self) -> float:
+        """Tr(S)."""
+        if self.factor is not None:
+            return float(self.factor.square().sum())
+        assert self.covariance is not None
+        return float(self.covariance.trace())
+
+    def covariance_root(self) -> Tensor:
+        """Any [m, d] matrix with root^T root = S: the factor, a Cholesky factor, or the square root."""
+        if self.factor is not None:
+            return self.factor
+        assert self.covariance is not None
+        lower, failed = torch.linalg.cholesky_ex(self.covariance)
+        if failed:
+            values, vectors = torch.linalg.eigh(self.covariance)
+            lower = vectors * values.clamp(min=0).sqrt()
+        root: Tensor = lower.T
+        return root
+
+
+def frechet_terms(a: Gaussian, b: Gaussian) -> FrechetTerms:
+    """Terms of the Fréchet distance, exact for singular covariances and with no epsilon added.
+
+    With A^T A = S_a and B^T B = S_b, Tr((S_a S_b)^(1/2)) is the nuclear norm of A B^T. Two factors of
+    few tokens give it by its singular values; otherwise the eigenvalues of A S_b A^T are their squares.
+    """
+    if b.factor is not None and (a.factor is None or len(b.factor) < len(a.factor)):
+        a, b = b, a
+    root_a = a.covariance_root()
+    if b.factor is not None:
+        cross = root_a @ b.factor.T
+        root = torch.linalg.svdvals(cross).sum().item()
+        product = cross.square().sum().item()
+    else:
+        assert b.covariance is not None
+        gram = root_a @ b.covariance @ root_a.T
+        gram = (gram + gram.T) / 2
+        root = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum().item()
+        product = gram.trace().item()
+    traces = a.trace() + b.trace()
+    return FrechetTerms(
+        mean=(a.mean - b.mean).square().sum().item(),
+        traces=traces,
+        root=root,
+        product=product,
+        resolution=math.sqrt(torch.finfo(a.mean.dtype).eps) * traces,
+    )
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance between the Gaussians of tokens a [r, d] and b [s, d], in float64."""
+    return frechet_terms(Gaussian.from_tokens(a.double()), Gaussian.from_tokens(b.double())).distance
+
+
+def outlier_mask(norms: Tensor) -> Tensor:
+    """3-sigma rule on L2 norms [n]: True where |norm - lower median| > 3 unbiased std."""
+    return (norms - norms.median()).abs() > 3 * norms.std()
+
+
+def without_outliers(tokens: Tensor, mask: Tensor, rule: str) -> Tensor:
+    """Tokens [n, d] with the masked rows replaced by the per-dimension lower median, or dropped."""
+    if rule == "drop":
+        return tokens[~mask]
+    if not mask.any():
+        return tokens
+    return torch.where(mask.unsqueeze(1), tokens.median(0).values, tokens)
+
+
+def check_outlier_rule(rule: str) -> None:
+    """Raise MIRError unless `rule` is one that this module knows."""
+    if rule not in OUTLIER_RULES:
+        raise MIRError(f"outliers must be one of {', '.join(OUTLIER_RULES)}, got {rule!r}")
+
+
+def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
+    """Raise MIRError unless both hold one finite [tokens, d] tensor a layer, with equal d."""
+    if len(vision) != len(text) or len(vision) == 0:
+        raise MIRError(
+            "vision and text must hold one tensor a decoder layer, as many of one as of the other: "
+            f"got {len(vision)} vision and {len(text)} text layers"
+        )
+    for layer, (vision_rows, text_rows) in enumerate(zip(vision, text, strict=True), start=1):
+        for modality, rows in (("vision", vision_rows), ("text", text_rows)):
+            if rows.ndim != 2 or not rows.is_floating_point():
+                raise MIRError(
+                    f"layer {layer}: {modality} must be a floating-point tensor [tokens, d], "
+                    f"got {rows.dtype} {list(rows.shape)}"
+                )
+            if not rows.isfinite().all():
+                raise MIRError(
+                    f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
+                    "load the model in bfloat16 or float32 (float16 overflows in many models)"
+                )
+        if vision_rows.shape[1] != text_rows.shape[1]:
+            raise MIRError(
+                f"layer {layer}: vision tokens have {vision_rows.shape[1]} dimensions, "
+                f"text tokens {text_rows.shape[1]}"
+            )
+
+
+def layer_result(
+    layer: int, vision: Tensor, text: Tensor, *, outliers: str, dtype: torch.dtype
+) -> tuple[LayerResult, float]:
+    """One layer's result from pooled tokens [r, d] and [s, d], and the resolution of its distance.
+
+    Raises:
+        MIRError: fewer than 2 tokens of a modality, or text tokens whose norms are all zero.
+    """
+    modalities = (("vision", vision.to(dtype)), ("text", text.to(dtype)))
+    norms, masks, gaussians = {}, {}, {}
+    for modality, tokens in modalities:
+        if len(tokens) < 2:
+            raise MIRError(
+                f"layer {layer}: {len(tokens)} {modality} token(s); "
+                "a covariance takes at least 2, so measure more documents"
+            )
+        norms[modality] = torch.linalg.vector_norm(tokens, dim=1)
+        masks[modality] = outlier_mask(norms[modality])
+        gaussians[modality] = Gaussian.from_tokens(without_outliers(tokens, masks[modality], outliers))
+    text_norm = norms["text"].mean().item()
+    if text_norm == 0:
+        raise MIRError(f"layer {layer}: every text token is zero, so there is no text norm")
+    scale = 1 / text_norm
+    # The distance is homogeneous, so scaling its terms is scaling the tokens (eq. 2).
+    raw = frechet_terms(gaussians["vision"], gaussians["text"])
+    mean_term, traces = raw.mean * scale**2, raw.traces * scale**2
+    covariance_term = raw.covariance * scale**2
+    return LayerResult(
+        layer=layer,
+        frechet=mean_term + covariance_term,
+        frechet_published_fast=mean_term + traces - 2 * raw.product * scale**4,
+        mean_term=mean_term,
+        covariance_term=covariance_term,
+        text_scale=scale,
+        vision_tokens=len(vision),
+        text_tokens=len(text),
+        vision_outliers=int(masks["vision"].sum()),
+        text_outliers=int(masks["text"].sum()),
+        vision_norm=norms["vision"].mean().item(),
+        text_norm=text_norm,
+    ), raw.resolution * scale**2
+
+
+def modality_integration_rate(
+    vision: Sequence[Tensor],
+    text: Sequence[Tensor],
+    *,
+    outliers: str = "replace",
+    dtype: torch.dtype | None = None,
+) -> MIRResult:
+    """Modality Integration Rate of pooled hidden states (paper section 3.1).
+
+    Args:
+        vision: one tensor [vision tokens, d] a decoder layer, of any floating dtype, on any device.
+        text: likewise [text tokens, d].
+        outliers: `"replace"` puts the per-dimension median in the place of an outlier (the published
+            code), `"drop"` removes it (the paper's text).
+        dtype: of norms, covariances and root; float64 when None.
+
+    Raises:
+        MIRError: layers, dtypes or shapes that do not fit, NaN or infinity, fewer than 2 tokens of a
+            modality, or a sum of distances that is zero to the precision of the arithmetic.
+
+    >>> vision, text = torch.tensor([[3.0, 0.0], [5.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> result = modality_integration_rate([vision], [text])
+    >>> round(result.layers[0].frechet, 12), round(result.mir, 6)
+    (11.0, 1.041393)
+    """
+    check_outlier_rule(outliers)
+    check_rows(vision, text)
+    layers, resolution = [], 0.0
+    for number, (vision_rows, text_rows) in enumerate(zip(vision, text, strict=True), start=1):
+        layer, layer_resolution = layer_result(
+            number, vision_rows, text_rows, outliers=outliers, dtype=dtype or torch.float64
+        )
+        layers.append(layer)
+        resolution += layer_resolution
+    total = sum(layer.frechet for layer in layers)
+    if total <= resolution:
+        raise MIRError(
+            f"the Fréchet distances of all layers sum to {total:.1e}, which is zero to rounding: "
+            "vision and text tokens are the same, so MIR = log10(0) does not exist; "
+            "check that the two sets of tokens are not one set passed twice"
+        )
+    return MIRResult(layers=tuple(layers), outliers=outliers)

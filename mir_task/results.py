@@ -1,0 +1,74 @@
+"""What a measurement leaves on disk: one JSON file and one plot."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mir_task.metric import MIRResult
+
+SCHEMA_VERSION = 1
+
+
+def write_report(stem: Path, result: MIRResult, run: dict[str, Any]) -> list[Path]:
+    """Write `stem`.json and `stem`.png, each whole or not at all, and return the two paths.
+
+    Args:
+        stem: path without its suffix; folders are made.
+        result: goes into the top level of the JSON, so that `MIRResult.from_dict` reads it.
+        run: what was measured and how; goes beside it. Its keys must not be the result's.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    content = {"schema_version": SCHEMA_VERSION, **result.to_dict(), **run}
+    data, plot = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
+    partial = data.with_name(f".{data.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, data)
+    partial = plot.with_name(f".partial.{plot.name}")
+    plot_layers(result, partial, title=f"{run['task']} · {'/'.join(run['model_name'].split('/')[-2:])}")
+    os.replace(partial, plot)
+    return [data, plot]
+
+
+def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
+    """Draw F_k and its two terms, and the raw norms of both modalities, over the layers."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
+    layers = [layer.layer for layer in result.layers]
+    figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=150)
+    distances, norms = figure.subplots(1, 2)
+    error = "" if result.mir_stderr is None else f" ± {result.mir_stderr:.3f}"
+    figure.suptitle(f"{title}\nMIR {result.mir:.3f}{error}", fontsize=11)
+
+    distances.plot(layers, [x.frechet for x in result.layers], "o-", color="black", ms=3, label="$F_k$")
+    distances.plot(
+        layers, [x.mean_term for x in result.layers], "--", color="tab:blue", label="mean term"
+    )
+    distances.plot(
+        layers,
+        [x.covariance_term for x in result.layers],
+        ":",
+        color="tab:red",
+        label="covariance term",
+    )
+    distances.set_ylabel("Fréchet distance (text norm = 1)")
+    norms.plot(layers, [x.vision_norm for x in result.layers], "o-", ms=3, label="vision tokens")
+    norms.plot(layers, [x.text_norm for x in result.layers], "s-", ms=3, label="text tokens")
+    norms.set_ylabel("mean L2 norm")
+    for axes in (distances, norms):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.set_xlabel("decoder layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3, which="both", lw=0.4)
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a value can depend on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("mir-task", "lmms-eval", "transformers", "torch")}

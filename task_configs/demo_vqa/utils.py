@@ -1,0 +1,12 @@
+"""Images of `demo_vqa`, which are those of `mir_demo`."""
+
+from typing import Any
+
+from PIL import Image
+
+from mir_task.data import PACKAGE, open_image
+
+
+def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
+    """The picture that the question is about."""
+    return [open_image({"bytes": None, "path": str(PACKAGE / "demo" / doc["image"])})]
