@@ -61,6 +61,7 @@ def train_tokenizer(vocabulary: int = 2000) -> Any:
         pad_token="<pad>",
         additional_special_tokens=["<image>"],
         model_max_length=2048,
+        model_input_names=["input_ids", "attention_mask"],
         chat_template=CHAT_TEMPLATE,
     )
 

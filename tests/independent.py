@@ -1,0 +1,34 @@
+"""MIR written down once more, from the paper's equations, to test the package against."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+
+
+def frechet(vision: np.ndarray, text: np.ndarray) -> float:
+    mean = vision.mean(0) - text.mean(0)
+    a, b = np.cov(vision.T), np.cov(text.T)
+    values, vectors = scipy.linalg.eigh(a)
+    half = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    root = np.sqrt(scipy.linalg.eigvalsh(half @ b @ half).clip(0)).sum()
+    return float(mean @ mean + np.trace(a) + np.trace(b) - 2 * root)
+
+
+def without_outliers(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1)
+    lower_median = np.sort(norms)[(len(norms) - 1) // 2]
+    outlier = np.abs(norms - lower_median) > 3 * norms.std(ddof=1)
+    medians = np.sort(rows, axis=0)[(len(rows) - 1) // 2]
+    return np.where(outlier[:, None], medians, rows)
+
+
+def mir(vision: Sequence[ArrayLike], text: Sequence[ArrayLike]) -> float:
+    """log10 of the sum over layers; each layer pooled over documents, [tokens, d]."""
+    total = 0.0
+    for layer_vision, layer_text in zip(vision, text, strict=True):
+        v, t = (np.asarray(rows, dtype=np.float64) for rows in (layer_vision, layer_text))
+        scale = 1 / np.linalg.norm(t, axis=1).mean()
+        total += frechet(without_outliers(v * scale), without_outliers(t * scale))
+    return float(np.log10(total))

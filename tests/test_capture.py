@@ -1,0 +1,261 @@
+"""Capture on a real LLaVA of transformers, run the ways that adapters run it."""
+
+import contextlib
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mir_task import MIRError
+from mir_task.capture import (
+    NO_TOKEN,
+    HiddenStateCapture,
+    Prefill,
+    assign,
+    decode_text,
+    find_decoder,
+    missing_text,
+)
+
+TEXTS = {
+    "short": "A boat.",
+    "long": "Three boats lie on the mud below the quay, waiting for the tide to come back.",
+    "other": "Nobody bought the violin.",
+}
+
+
+@pytest.fixture(scope="module")
+def model(llava):
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(llava):
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(llava)
+
+
+def inputs(processor, texts, *, padding_side="left"):
+    prompts = [
+        processor.apply_chat_template(
+            [
+                {"role": "user", "content": [{"type": "image"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": text}]},
+            ],
+            tokenize=False,
+        )
+        for text in texts
+    ]
+    images = [Image.new("RGB", (60, 40), (30 * n, 80, 200)) for n in range(len(prompts))]
+    processor.tokenizer.padding_side = padding_side
+    return processor(images=images, text=prompts, padding=True, return_tensors="pt")
+
+
+def expected(model, encoded, row: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Vision and text rows of each layer from `output_hidden_states`."""
+    with torch.no_grad():
+        out = model(**encoded, output_hidden_states=True)
+    ids, real = encoded["input_ids"][row], encoded["attention_mask"][row].bool()
+    vision = ids == model.config.image_token_index
+    after = torch.arange(len(ids)) > vision.nonzero().max()
+    states = [layer[row] for layer in out.hidden_states[1:]]
+    return [s[vision] for s in states], [s[real & after] for s in states]
+
+
+def assert_rows(prefill: Prefill, vision, text) -> None:
+    for kept, wanted in ((prefill.vision_rows, vision), (prefill.text_rows, text)):
+        assert len(kept) == len(wanted)
+        for rows, wanted_rows in zip(kept, wanted, strict=True):
+            torch.testing.assert_close(rows, wanted_rows, rtol=1e-5, atol=1e-6)
+
+
+def run(model, encoded, **generation) -> list[Prefill]:
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        model.generate(**encoded, do_sample=False, **{"max_new_tokens": 1, **generation})
+    assert capture.failures == []
+    return capture.take()
+
+
+def test_decoder_is_found_by_structure(model) -> None:
+    decoder = find_decoder(model)
+    assert type(decoder.module).__name__ == "LlamaModel"
+    assert len(decoder.layers) == model.config.text_config.num_hidden_layers
+    assert decoder.embedding is model.get_input_embeddings()
+
+
+def test_rows_are_the_hidden_states(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    (prefill,) = run(model, encoded)
+    assert_rows(prefill, *expected(model, encoded, 0))
+    assert prefill.vision_rule == "token_ids+provenance"
+    assert prefill.token_ids.tolist() == encoded["input_ids"][0].tolist()
+    assert int(prefill.vision.sum()) == 16
+    assert not (prefill.vision & prefill.text).any()
+    span = decode_text(prefill, processor.tokenizer)
+    assert span == f"\n ASSISTANT: {TEXTS['long']}</s>"
+    assert not any(rows.requires_grad for rows in prefill.text_rows)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_several_rows_with_padding(model, processor, padding_side: str) -> None:
+    encoded = inputs(processor, TEXTS.values(), padding_side=padding_side)
+    assert not encoded["attention_mask"].bool().all()
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        model(**encoded)
+    found = assign(capture.take(), TEXTS, processor.tokenizer)
+    assert list(found) == list(TEXTS)
+    for row, name in enumerate(TEXTS):
+        assert_rows(found[name], *expected(model, encoded, row))
+        assert int(found[name].real.sum()) == int(encoded["attention_mask"][row].sum())
+
+
+def test_generated_tokens_and_beams_do_not_count(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["short"]])
+    wanted = expected(model, encoded, 0)
+    (prefill,) = run(model, encoded, max_new_tokens=5)
+    assert_rows(prefill, *wanted)
+    for options in ({"num_beams": 3}, {"use_cache": False}):
+        prefills = run(model, encoded, max_new_tokens=4, **options)
+        found = assign(prefills, {"short": TEXTS["short"]}, processor.tokenizer)
+        assert_rows(found["short"], *wanted)
+
+
+def test_attribution_does_not_rest_on_the_order_of_calls(model, processor) -> None:
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        for name in ("other", "short", "long"):
+            model(**inputs(processor, [TEXTS[name]]))
+    found = assign(capture.take(), TEXTS, processor.tokenizer)
+    for name, text in TEXTS.items():
+        assert text in decode_text(found[name], processor.tokenizer)
+
+
+def decoder_input(model, encoded) -> torch.Tensor:
+    seen = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**encoded)
+    handle.remove()
+    return seen[0]
+
+
+def embeds_with_image(model, ids, features) -> torch.Tensor:
+    """Token embeddings with image features in between, as packages that expand the image do it."""
+    where = (ids == model.config.image_token_index).nonzero().flatten()
+    embed = model.get_input_embeddings()
+    before, after = embed(ids[None, : where[0]]), embed(ids[None, where[-1] + 1 :])
+    return torch.cat([before, features[:, where], after], dim=1)
+
+
+def test_provenance_alone_finds_the_same_rows(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    with torch.no_grad():
+        features = decoder_input(model, encoded)
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        model(inputs_embeds=embeds_with_image(model, encoded["input_ids"][0], features))
+    (prefill,) = capture.take()
+    assert prefill.vision_rule == "provenance"
+    assert_rows(prefill, *expected(model, encoded, 0))
+    assert (prefill.token_ids == NO_TOKEN).equal(prefill.vision)
+    assert TEXTS["long"] in decode_text(prefill, processor.tokenizer)
+
+
+def test_embeddings_overwritten_in_place_are_still_told_apart(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    embed = model.get_input_embeddings()
+    with torch.no_grad():
+        wanted = decoder_input(model, encoded)
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        embeds = embed(encoded["input_ids"])
+        embeds[:] = wanted
+        model(inputs_embeds=embeds)
+    (prefill,) = capture.take()
+    assert_rows(prefill, *expected(model, encoded, 0))
+
+
+def test_rules_that_differ_are_an_error(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    embed = model.get_input_embeddings()
+
+    class Shifting(nn.Module):
+        """Changes one text row on its way to the decoder, as prompt tuning would."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model.model
+            self.config = model.config
+
+        def forward(self, input_ids):
+            embeds = embed(input_ids)
+            at = input_ids[0] == self.config.image_token_index
+            embeds[0, at] = 0.5
+            embeds[0, -2] += 1
+            return self.model.language_model(inputs_embeds=embeds)
+
+    with HiddenStateCapture(Shifting()) as capture, torch.no_grad():
+        capture.model(encoded["input_ids"])
+    assert capture.take() == []
+    with pytest.raises(MIRError, match="mark 16 vision tokens, .* are 17; they differ at 1 position"):
+        raise capture.failures[0]
+
+
+def test_no_hooks_and_no_wrapper_are_left(model, processor) -> None:
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    before = hooks()
+    with contextlib.suppress(RuntimeError), HiddenStateCapture(model):
+        assert hooks() > before
+        raise RuntimeError
+    assert hooks() == before
+    assert "generate" not in vars(model)
+
+
+def test_a_failure_that_the_caller_swallows_is_kept(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["short"]])
+    encoded["pixel_values"] = encoded["pixel_values"][:, :, :20]
+    with HiddenStateCapture(model) as capture, contextlib.suppress(Exception):
+        model.generate(**encoded, max_new_tokens=1)
+    assert capture.take() == []
+    assert len(capture.failures) == 1
+
+
+def test_a_forward_without_an_image_gives_no_prefill(model, processor) -> None:
+    ids = processor.tokenizer("No picture here.", return_tensors="pt")["input_ids"]
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        model(input_ids=ids)
+        model.model.language_model(input_ids=ids)
+    assert capture.forwards == 2
+    assert capture.take() == []
+
+
+def test_text_that_did_not_arrive_is_explained(model, processor) -> None:
+    prefills = run(model, inputs(processor, [TEXTS["long"]]))
+    elsewhere = "Zinc roofs glow."
+    assert assign(prefills, {"x": elsewhere}, processor.tokenizer) == {}
+    assert "no token of the document's own" in missing_text(prefills, elsewhere, processor.tokenizer)
+    longer = TEXTS["long"] + " And nobody minds."
+    assert "only the first 62 of 77" in missing_text(prefills, longer, processor.tokenizer)
+
+
+def test_a_tokenizer_that_changes_text_is_followed() -> None:
+    class Lowering:
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [ord(c) for c in text.lower()]
+
+        def decode(self, token_ids) -> str:
+            return "".join(map(chr, token_ids))
+
+    ids = torch.tensor([NO_TOKEN, *(ord(c) for c in "say: a boat.")])
+    vision = ids == NO_TOKEN
+    prefill = Prefill(ids, torch.ones_like(vision), vision, ~vision, "provenance", (), ())
+    assert assign([prefill], {"d": "A  Boat."}, Lowering()) == {"d": prefill}
+
+
+def test_a_model_without_a_decoder_is_refused() -> None:
+    with pytest.raises(MIRError, match="Linear has no `config`"):
+        HiddenStateCapture(nn.Linear(2, 2))
