@@ -1,7 +1,7 @@
-"""lmms-eval's side: registration, the request type `mir_prefill` and the task class `MIRTask`.
+"""lmms-eval's side: the task class `MIRTask` and the request type `mir_prefill`.
 
-Importing this module registers the packaged tasks and the request type; the entry point of the
-package does nothing else.
+Importing this module does what the entry point does (`mir_task.plugin`), so that a task found by
+`--include_path` works where the entry point was not read.
 """
 
 import inspect
@@ -16,7 +16,6 @@ from lmms_eval import utils
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
-from lmms_eval.tasks import TaskManager
 from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,12 +26,11 @@ from mir_task.measure import Measurement, measure
 from mir_task.metric import MIRResult
 from mir_task.moments import MIRMeter
 from mir_task.placement import Document
+from mir_task.plugin import TASK_CONFIGS, register, yaml_paths
 from mir_task.results import versions, write_report
 
 SPLIT = "test"
 METRICS = ("mir", "mir_published_fast", "mir_stderr")
-_INSTALLED = Path(__file__).parent / "task_configs"
-TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
 
 
 class Settings(BaseModel):
@@ -193,10 +191,9 @@ def _with_base(config: dict[str, Any]) -> dict[str, Any]:
     base = config.pop("mir_base", None)
     if base is None:
         return config
-    for path in [*_YAML_PATHS.get(base, ()), *TASK_CONFIGS.rglob("*.yaml")]:
-        found = utils.load_yaml_config(str(path), mode="simple")
-        if found.get("task") == base:
-            return {**_with_base(found), **config}
+    packaged = {path.stem: str(path) for path in TASK_CONFIGS.rglob("*.yaml")}
+    if path := {**packaged, **yaml_paths}.get(base):
+        return {**_with_base(utils.load_yaml_config(path, mode="simple")), **config}
     raise MIRError(f"task {config['task']}: mir_base names {base!r}, which is no task")
 
 
@@ -327,38 +324,6 @@ def _run_of_the_harness() -> dict[str, Any]:
         "model_name": name or str(arguments),
         "stem": stem,
     }
-
-
-_YAML_PATHS: dict[str, list[str]] = {}
-"""Where the tasks of the latest index stand, for `mir_base`."""
-
-
-def register() -> list[Any]:
-    """Make the harness know the packaged tasks and the request type; payload of the entry point.
-
-    The harness has an entry-point group for models only. Its payload may be a callable, and it is
-    called whenever the evaluator is imported, before any `TaskManager` exists.
-
-    Returns:
-        No models.
-    """
-    if not hasattr(lmms, "mir_prefill"):
-        lmms.mir_prefill = mir_prefill
-        initialize_tasks = TaskManager.initialize_tasks
-
-        def with_mir_tasks(
-            self: TaskManager, include_path: Any = None, include_defaults: bool = True
-        ) -> dict[str, Any]:
-            index = initialize_tasks(self, include_path, include_defaults)
-            if include_defaults:
-                index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
-            for name, entry in index.items():
-                if entry["type"] == "python_task":
-                    _YAML_PATHS[name] = [entry["yaml_path"]]
-            return dict(index)
-
-        TaskManager.initialize_tasks = with_mir_tasks
-    return []
 
 
 register()

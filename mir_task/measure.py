@@ -215,7 +215,10 @@ class _Runner:
             (outcome,) = outcomes
             if not isinstance(outcome, Rejected):
                 for tried, reason in zip(self.placements, reasons, strict=False):
-                    logger.info(f"{type(self.lm).__name__} does not do {tried} ({reason})")
+                    logger.warning(
+                        f"{type(self.lm).__name__} does not do {tried} ({reason}); "
+                        f"the text is placed by {placement}"
+                    )
                 self.placements, self.settled = [placement], True
                 return outcomes
             reasons.append(str(outcome))

@@ -1,0 +1,51 @@
+"""Registration with lmms-eval.
+
+The harness has an entry-point group for models only. It is read whenever the evaluator is imported,
+before any `TaskManager` exists, and its payload may be a callable that names no models. It is read
+while the harness's own modules are still being imported, so this module imports none of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+_INSTALLED = Path(__file__).parent / "task_configs"
+TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
+"""Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+
+yaml_paths: dict[str, str] = {}
+"""Where the MIR tasks of the latest index stand, by name."""
+
+
+def register() -> list[Any]:
+    """Make the harness know the packaged tasks and the request type; payload of the entry point.
+
+    Returns:
+        No models.
+    """
+    from lmms_eval.api.model import lmms
+    from lmms_eval.tasks import TaskManager
+
+    if hasattr(lmms, "mir_prefill"):
+        return []
+
+    def mir_prefill(lm: lmms, requests: list[Any]) -> list[Any]:
+        from mir_task.harness import mir_prefill
+
+        return list(mir_prefill(lm, requests))
+
+    initialize_tasks = TaskManager.initialize_tasks
+
+    def with_mir_tasks(
+        self: TaskManager, include_path: Any = None, include_defaults: bool = True
+    ) -> dict[str, Any]:
+        index = dict(initialize_tasks(self, include_path, include_defaults))
+        if include_defaults:
+            index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
+        yaml_paths.update(
+            (name, entry["yaml_path"]) for name, entry in index.items() if entry["type"] == "python_task"
+        )
+        return index
+
+    lmms.mir_prefill = mir_prefill
+    TaskManager.initialize_tasks = with_mir_tasks
+    return []

@@ -1,0 +1,312 @@
+"""MIR through the harness's own evaluator and adapter, in one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mir_task import MIRError, MIRResult
+from tests import harness, independent
+
+
+@pytest.fixture(scope="module")
+def adapter(llava):
+    """Makes a fresh adapter: the harness deletes the model of one that has run."""
+    return lambda **arguments: harness.load(llava, **arguments)
+
+
+def independent_mir(checkpoint: Path, calls) -> float:
+    """MIR from the very inputs that the model received, by `output_hidden_states` and numpy."""
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    vision, text = [], []
+    for call in calls:
+        with torch.no_grad():
+            states = model(**call, output_hidden_states=True).hidden_states[1:]
+        is_image = call["input_ids"][0] == model.config.image_token_index
+        after = torch.arange(len(is_image)) > is_image.nonzero().max()
+        vision.append([layer[0][is_image] for layer in states])
+        text.append([layer[0][after] for layer in states])
+    pooled = [[torch.cat(layer).numpy() for layer in zip(*m, strict=True)] for m in (vision, text)]
+    return independent.mir(*pooled)
+
+
+@pytest.mark.parametrize(
+    ("force_simple", "placement"),
+    [(False, None), (False, "user_generate"), (True, None), (True, "user_generate")],
+)
+def test_mir_equals_an_independent_computation(
+    adapter, llava, tmp_path, monkeypatch, force_simple: bool, placement: str | None
+) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    lm = adapter(force_simple=force_simple)
+    received = harness.Received(LlavaForConditionalGeneration, monkeypatch)
+    results = harness.evaluate(lm, harness.task(mir_placement=placement), output=tmp_path)
+    scores = results["results"]["mir_test"]
+    calls = list({c["input_ids"].numpy().tobytes(): c for c in received.calls}.values())
+    assert len(calls) == 6
+    monkeypatch.undo()
+    assert scores["mir,none"] == pytest.approx(independent_mir(llava, calls), abs=1e-4)
+
+    report = harness.report(tmp_path)
+    assert report["mir"] == scores["mir,none"]
+    spans = [document["text_span"] for document in report["documents"]]
+    if report["placement"] == "assistant_chat":
+        assert all(span.endswith("</s> ASSISTANT:") for span in spans)
+    elif report["placement"] == "assistant_loglikelihood":
+        assert all(span.endswith("</s>") for span in spans)
+    else:
+        assert report["placement"] == "user_generate"
+        assert all(span.endswith(" ASSISTANT:") and "</s>" not in span for span in spans)
+
+
+def test_results_and_side_file(adapter, tmp_path) -> None:
+    task = harness.task()
+    results = harness.evaluate(adapter(), task, output=tmp_path)
+    scores = results["results"]["mir_test"]
+    report = harness.report(tmp_path)
+    assert report["schema_version"] == 1
+    result = MIRResult.from_dict(report)
+    assert result == task.result
+    assert scores["mir,none"] == result.mir
+    assert scores["mir_published_fast,none"] == result.mir_published_fast
+    assert scores["mir_stderr,none"] == result.mir_stderr > 0
+    assert scores["mir_stderr_clt,none"] == "N/A"
+    assert results["higher_is_better"]["mir_test"]["mir"] is False
+    assert results["configs"]["mir_test"]["metadata"]["mir_documents"] == 6
+    assert len(report["leave_one_group_out"]) == 3
+    assert [d["id"] for d in report["documents"]] == list(task.test_docs()["id"])
+    layer = report["layers"][0]
+    assert layer["vision_tokens"] == sum(d["vision_tokens"] for d in report["documents"])
+    assert layer["text_tokens"] == sum(d["text_tokens"] for d in report["documents"])
+    for document, row in zip(report["documents"], task.test_docs(), strict=True):
+        assert row["text"] in document["text_span"]
+        assert document["vision_rule"] == "token_ids+provenance"
+    for key in ("transformers", "torch", "lmms-eval", "mir-task"):
+        assert report["versions"][key]
+    (plot,) = tmp_path.rglob("*_mir_mir_test.png")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_carry_token_counts(adapter, tmp_path) -> None:
+    results = harness.evaluate(adapter(), harness.task(), output=tmp_path, log_samples=True)
+    counts = {d["row"]: d for d in harness.report(tmp_path)["documents"]}
+    samples = results["samples"]["mir_test"]
+    assert len(samples) == 6
+    for sample in samples:
+        document = counts[sample["doc_id"]]
+        assert sample["token_counts"] == [{"input_tokens": document["tokens"]}]
+        assert sample["mir"]["vision_tokens"] == document["vision_tokens"] == 16
+        assert sample["mir"]["text_tokens"] == document["text_tokens"]
+
+
+def test_limit_offset_repeats_and_batches(adapter, tmp_path) -> None:
+    whole = harness.evaluate(adapter(), harness.task(), output=tmp_path / "whole")
+    assert whole["results"]["mir_test"]["mir_stderr,none"] != "N/A"
+    harness.evaluate(adapter(), harness.task(), output=tmp_path / "part", limit=3, offset=2)
+    part = harness.report(tmp_path / "part")
+    ids = [d["id"] for d in harness.report(tmp_path / "whole")["documents"]]
+    assert [d["id"] for d in part["documents"]] == ids[2:5]
+    repeated = harness.evaluate(adapter(), harness.task(), repeats=3)
+    assert repeated["results"]["mir_test"]["mir,none"] == whole["results"]["mir_test"]["mir,none"]
+
+
+def test_the_response_cache_does_not_swallow_documents(adapter, tmp_path) -> None:
+    values = [
+        harness.evaluate(adapter(), harness.task(), use_cache=str(tmp_path))["results"]["mir_test"]
+        for _ in range(2)
+    ]
+    assert values[0] == values[1]
+
+
+def test_several_tasks_in_one_call(adapter, tmp_path) -> None:
+    alone = harness.evaluate(adapter(), harness.task(task="mir_a", mir_seed=1))
+    both = harness.evaluate(
+        adapter(),
+        harness.task(task="mir_a", mir_seed=1),
+        harness.task(task="mir_b", mir_outliers="drop"),
+        output=tmp_path,
+    )
+    assert both["results"]["mir_a"] == alone["results"]["mir_a"]
+    assert both["results"]["mir_b"]["mir,none"] != alone["results"]["mir_a"]["mir,none"]
+    assert len(list(tmp_path.rglob("*_mir_mir_[ab].json"))) == 2
+
+
+def test_a_benchmark_in_the_same_run_keeps_its_score_and_throughput(adapter) -> None:
+    from lmms_eval.models.model_utils import gen_metrics
+
+    alone = harness.evaluate(adapter(), "demo_vqa", limit=5)
+    beside = harness.evaluate(adapter(), harness.task(), "demo_vqa", limit=5)
+    assert beside["results"]["demo_vqa"] == alone["results"]["demo_vqa"]
+    assert "mir,none" in beside["results"]["mir_test"]
+    assert beside["throughput"]["total_gen_tokens"] == alone["throughput"]["total_gen_tokens"] > 0
+    assert len(gen_metrics.get_logged_metrics_history()) == 1
+    only_mir = harness.evaluate(adapter(), harness.task(), limit=5)
+    assert "throughput" not in only_mir
+
+
+def test_side_file_is_there_before_other_tasks_run(adapter, tmp_path, monkeypatch) -> None:
+    lm = adapter()
+    monkeypatch.setattr(type(lm), "generate_until", fails_on("demo_vqa", type(lm).generate_until))
+    with pytest.raises(RuntimeError, match="the benchmark broke"):
+        harness.evaluate(lm, "demo_vqa", "mir_demo", output=tmp_path, limit=5)
+    assert harness.report(tmp_path)["mir"]
+
+
+def fails_on(name: str, generate_until):
+    def failing(lm, requests):
+        if requests[0].task_name == name:
+            raise RuntimeError("the benchmark broke")
+        return generate_until(lm, requests)
+
+    return failing
+
+
+def test_an_existing_mir_task_is_inherited(adapter) -> None:
+    from mir_task.harness import MIRTask
+
+    base = MIRTask({"task": "x", "mir_base": "mir_demo", "mir_documents": 3})
+    assert base.settings.mir_text_dataset == "mir_task:demo/passages.jsonl"
+    assert base.settings.mir_documents == 3
+    with pytest.raises(MIRError, match="mir_base names 'mir_nowhere', which is no task"):
+        MIRTask({"task": "x", "mir_base": "mir_nowhere"})
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """Writes documents of texts and image files, and gives the task's keys for them."""
+    from PIL import Image
+
+    def write(texts: list[str], images: dict[int, bytes] | None = None) -> dict[str, object]:
+        for n in range(len(texts)):
+            path = tmp_path / f"{n}.png"
+            Image.new("RGB", (40, 30), (40 * n, 9, 200)).save(path)
+            if images and n in images:
+                path.write_bytes(images[n])
+        rows = [{"id": f"doc{n}", "image": f"{n}.png", "text": t} for n, t in enumerate(texts)]
+        source = tmp_path / "documents.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {
+            "mir_base": None,
+            "mir_image_dataset": str(source),
+            "mir_image_id": "id",
+            "mir_documents": len(texts),
+            "mir_groups": 0,
+        }
+
+    return write
+
+
+PROSE = [
+    "The ferry leaves at noon and comes back when the tide allows it, which is seldom on time.",
+    "Two clocks in one room never agree for long, and the cheaper one is not always wrong.",
+    "Gravel is sold by the tonne but delivered by the lorry, so measure your drive twice.",
+]
+
+
+class TestBadInput:
+    def fails(self, lm, message: str, **changes) -> None:
+        with pytest.raises(MIRError, match=message):
+            harness.evaluate(lm, harness.task(**changes))
+
+    def test_no_model_in_the_process(self) -> None:
+        from lmms_eval.models import get_model
+
+        lm = get_model("dummy").create_from_arg_string("")
+        self.fails(lm, "adapter Dummy holds no PyTorch model .* --model llava_hf")
+
+    def test_unreadable_image(self, adapter, documents) -> None:
+        keys = documents(PROSE, images={1: b"not a picture"})
+        self.fails(adapter(), "document 'doc1': the image cannot be read .* leave out", **keys)
+
+    def test_truncated_image(self, adapter, documents, tmp_path) -> None:
+        keys = documents(PROSE)
+        whole = (tmp_path / "2.png").read_bytes()
+        (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+        self.fails(adapter(), "document 'doc2': the image cannot be read", **keys)
+
+    def test_empty_text(self, adapter, documents) -> None:
+        keys = documents([PROSE[0], "  \n", PROSE[1]])
+        self.fails(adapter(), "document 'doc1': the text is empty", **keys)
+
+    def test_text_before_the_image(self, llava, tmp_path) -> None:
+        checkpoint = harness.variant(
+            llava,
+            tmp_path / "backwards",
+            template=lambda t: t.replace("for message in messages", "for message in messages[::-1]"),
+        )
+        self.fails(
+            harness.load(checkpoint),
+            "no token of the document's own text stands after the image",
+            mir_placement="assistant_chat",
+        )
+        # Left to choose, the task takes the placement that works, and says so.
+        harness.evaluate(harness.load(checkpoint), harness.task(), output=tmp_path / "out")
+        assert harness.report(tmp_path / "out")["placement"] == "user_generate"
+
+    def test_nan_names_layer_and_document(self, llava, tmp_path) -> None:
+        def spoil(state: dict[str, torch.Tensor]) -> None:
+            (name,) = [
+                n for n in state if n.endswith("layers.1.mlp.down_proj.weight") and "vision" not in n
+            ]
+            state[name][0, 0] = float("nan")
+
+        checkpoint = harness.variant(llava, tmp_path / "nan", weights=spoil)
+        self.fails(harness.load(checkpoint), r"document '.*': layer 2: NaN or infinity")
+
+    def test_one_vision_token(self, tmp_path) -> None:
+        from mir_task.demo.checkpoint import make_llava
+
+        checkpoint = make_llava(tmp_path / "tiny", hidden_size=32, layers=2, image_size=14)
+        self.fails(
+            harness.load(checkpoint),
+            r"layer 1: 1 vision token\(s\); .* more documents",
+            mir_documents=1,
+            mir_groups=0,
+        )
+
+    def test_the_cause_of_a_swallowed_exception_comes_out(self, llava, tmp_path) -> None:
+        checkpoint = harness.variant(
+            llava, tmp_path / "mute", template=lambda t: t.replace("<image>", "")
+        )
+        self.fails(harness.load(checkpoint), r"document '.*': ValueError: .*[Ii]mage")
+
+    def test_no_vision_rows(self, llama_vision) -> None:
+        lm = harness.load(llama_vision, model="llama_vision")
+        self.fails(
+            lm, "user_generate: MllamaForConditionalGeneration has no vision tokens .*cross-attention"
+        )
+
+    def test_unknown_key_and_value(self) -> None:
+        with pytest.raises(MIRError, match="mir_documenst: Extra .* Known keys: mir_documents, "):
+            harness.task(mir_documenst=3)
+        with pytest.raises(MIRError, match="task mir_test: mir_outliers: .*'replace' or 'drop'"):
+            harness.task(mir_outliers="keep")
+
+    def test_more_documents_than_there_are(self) -> None:
+        with pytest.raises(MIRError, match="100 rows, 101 documents were asked for: lower"):
+            harness.task(mir_documents=101)
+
+    def test_skipping_counts_and_reports(self, adapter, documents, tmp_path) -> None:
+        keys = documents([PROSE[0], "", *PROSE[1:]], images={3: b"not a picture"})
+        out = tmp_path / "out"
+        results = harness.evaluate(
+            adapter(), harness.task(**keys, mir_on_error="skip"), output=out, log_samples=True
+        )
+        report = harness.report(out)
+        assert {d["id"] for d in report["documents"]} == {"doc0", "doc2"}
+        assert report["skipped"]["doc1"].startswith("the text is empty")
+        assert report["skipped"]["doc3"].startswith("the image cannot be read")
+        assert results["results"]["mir_test"]["mir,none"] == report["mir"]
+
+    def test_skipping_everything_is_an_error(self, adapter, documents) -> None:
+        keys = documents(["", " "])
+        self.fails(
+            adapter(),
+            "no document could be measured; the first: the text is empty",
+            **keys,
+            mir_on_error="skip",
+        )
