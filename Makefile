@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up what they need: python3 (3.11 or later) and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+VENV4 ?= .venv-transformers4
+BIN = $(VENV)/bin
+
+export XDG_CACHE_HOME ?= $(CURDIR)/.cache
+export HF_HOME ?= $(CURDIR)/.cache/huggingface
+
+.PHONY: demo test test-all lint
+demo: $(VENV)/ready
+	@$(BIN)/python -m mir_task.demo demo-output
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# All tests, then those that run a model once more on transformers 4, where users of `--model llava` live.
+test-all: $(VENV)/ready $(VENV4)/ready
+	$(BIN)/python -m pytest -q
+	$(VENV4)/bin/python -m pytest -q tests/test_capture.py tests/test_harness.py tests/test_command.py
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV4)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV4)
+	$(VENV4)/bin/pip install --quiet --editable '.[dev]' 'transformers==4.57.6' 'datasets<5'
+	touch $@
