@@ -9,7 +9,7 @@ export HF_HOME ?= $(CURDIR)/.cache/huggingface
 
 .PHONY: demo test test-all lint
 demo: $(VENV)/ready
-	@$(BIN)/python -m mir_task.demo demo-output
+	@$(BIN)/python -m mir_task.cli demo demo-output
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -m "not slow"

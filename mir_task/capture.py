@@ -432,7 +432,7 @@ def assign(
     """For each document the first prefill whose text span holds the document's text.
 
     White space is not compared: tokenizers and chat templates change it. A document whose text no
-    span holds in full is left out; `missing_text` says why.
+    span holds in full is left out; `longest_beginning` tells how much of it arrived.
     """
     spans = [_squashed(decode_text(prefill, tokenizer)) for prefill in prefills]
     assigned: dict[Key, Prefill] = {}
@@ -445,24 +445,20 @@ def assign(
     return assigned
 
 
-def missing_text(prefills: Sequence[Prefill], text: str, tokenizer: Tokenizer) -> str:
-    """Why no prefill holds a document's text in full, in words."""
+def longest_beginning(
+    prefills: Sequence[Prefill], text: str, tokenizer: Tokenizer
+) -> tuple[Prefill, int, int]:
+    """The prefill that holds the longest beginning of a text, the beginning's length and the text's.
+
+    Lengths are in characters without white space.
+    """
+    best, length = prefills[0], 0
     form = _squashed(text)
-    length = 0
     for prefill in prefills:
         span = _squashed(decode_text(prefill, tokenizer))
         while length < len(form) and form[: length + 1] in span:
-            length += 1
-    # A few characters turn up in any text, so they are no sign of this one.
-    if length < min(len(form), 8):
-        return (
-            "no token of the document's own text stands after the image: the adapter put the text "
-            "before the image or dropped it; choose another mir_placement"
-        )
-    return (
-        f"only the first {length} of {len(form)} characters of the text (without spaces) stand after "
-        "the image: the adapter cut the text; raise its maximum length or measure shorter texts"
-    )
+            best, length = prefill, length + 1
+    return best, length, len(form)
 
 
 def _squashed(text: str) -> str:

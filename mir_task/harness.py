@@ -9,83 +9,27 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import datasets
-from lmms_eval import utils
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mir_task.data import Source, draw_documents, open_image
+from mir_task.data import documents, open_image
 from mir_task.distributed import gather, on_every_rank
 from mir_task.errors import MIRError
 from mir_task.measure import Measurement, measure
 from mir_task.metric import MIRResult
 from mir_task.moments import MIRMeter
 from mir_task.placement import Document
-from mir_task.plugin import TASK_CONFIGS, register, yaml_paths
+from mir_task.plugin import register, yaml_paths
 from mir_task.results import versions, write_report
+from mir_task.settings import Settings, mir_keys, packaged_tasks, with_base
 
 SPLIT = "test"
 METRICS = ("mir", "mir_published_fast", "mir_stderr")
-
-
-class Settings(BaseModel):
-    """The `mir_*` keys of a task's YAML."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mir_documents: int = Field(default=100, ge=1)
-    """Documents drawn."""
-    mir_seed: int = 0
-    """Of the draw."""
-    mir_image_dataset: str
-    """Hub id, local path, or `mir_task:PATH` inside the package."""
-    mir_image_config: str | None = None
-    mir_image_split: str = "train"
-    mir_image_column: str = "image"
-    mir_image_id: str | None = None
-    """Column of the row's identity; row numbers where not given."""
-    mir_text_dataset: str | None = None
-    """Source of unpaired texts; without it the texts are a column of the images' rows."""
-    mir_text_config: str | None = None
-    mir_text_split: str = "train"
-    mir_text_column: str = "text"
-    mir_text_id: str | None = None
-    mir_placement: Literal["assistant_loglikelihood", "assistant_chat", "user_generate"] | None = None
-    """Where the text stands; the best that the adapter supports where not given."""
-    mir_outliers: Literal["replace", "drop"] = "replace"
-    mir_on_error: Literal["stop", "skip"] = "stop"
-    """What a document that cannot be measured does to the run."""
-    mir_groups: int = Field(default=5, ge=0)
-    """Groups of the jackknife behind `mir_stderr`; 0 for none."""
-
-    def documents(self) -> datasets.Dataset:
-        """The documents of the draw; see `draw_documents`."""
-        images = Source(
-            self.mir_image_dataset,
-            self.mir_image_column,
-            self.mir_image_split,
-            self.mir_image_config,
-            self.mir_image_id,
-        )
-        texts = self.mir_text_dataset and Source(
-            self.mir_text_dataset,
-            self.mir_text_column,
-            self.mir_text_split,
-            self.mir_text_config,
-            self.mir_text_id,
-        )
-        return draw_documents(
-            images,
-            texts or None,
-            text_column=self.mir_text_column,
-            count=self.mir_documents,
-            seed=self.mir_seed,
-        )
 
 
 class MIRTask(ConfigurableTask):
@@ -103,17 +47,11 @@ class MIRTask(ConfigurableTask):
     """Tasks of this process; a request carries no more than its task's name."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        config = _with_base(config)
-        name = config["task"]
-        mir_keys = {key: config.pop(key) for key in list(config) if key.startswith("mir_")}
-        try:
-            self.settings = Settings(**mir_keys)
-        except ValidationError as error:
-            faults = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Settings.model_fields)
-            raise MIRError(f"task {name}: {faults}. Known keys: {known}") from None
+        config = with_base(config, {**packaged_tasks(), **yaml_paths})
+        self.name = name = config["task"]
+        self.settings = Settings.of_task(name, mir_keys(config))
         self.result: MIRResult | None = None
-        config.pop("class", None)
+        config = {key: value for key, value in config.items() if key not in (*mir_keys(config), "class")}
         metadata = {"version": self.VERSION, **(config.pop("metadata", None) or {})}
         super().__init__(
             config={
@@ -129,9 +67,9 @@ class MIRTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: Any = None) -> None:
         """Draw the documents. The parent's version retries and hides the cause of a failure."""
-        documents = self.settings.documents()
-        self.dataset = datasets.DatasetDict({SPLIT: documents})
-        self.dataset_no_image = datasets.DatasetDict({SPLIT: documents.remove_columns("image")})
+        drawn = documents(self.name, self.settings)
+        self.dataset = datasets.DatasetDict({SPLIT: drawn})
+        self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("image")})
 
     def test_docs(self) -> datasets.Dataset:
         """Documents without their images, which only adapters ask for."""
@@ -185,18 +123,6 @@ class MIRTask(ConfigurableTask):
         return dict.fromkeys(METRICS, False)
 
 
-def _with_base(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration on top of the MIR task that its `mir_base` names."""
-    config = dict(config)
-    base = config.pop("mir_base", None)
-    if base is None:
-        return config
-    packaged = {path.stem: str(path) for path in TASK_CONFIGS.rglob("*.yaml")}
-    if path := {**packaged, **yaml_paths}.get(base):
-        return {**_with_base(utils.load_yaml_config(path, mode="simple")), **config}
-    raise MIRError(f"task {config['task']}: mir_base names {base!r}, which is no task")
-
-
 def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str, int]]]:
     """Answer MIR's requests on a loaded adapter; `getattr(lm, "mir_prefill")` of the evaluator.
 
@@ -228,25 +154,26 @@ def _measure(lm: lmms, task: MIRTask, requests: list[Instance]) -> Measurement:
     settings, rows = task.settings, task.test_docs()
     # `--repeats` sends a document several times, and processes are filled up with copies of their
     # last request: copies run where every process has to take part, but count nowhere.
-    first = {request.doc_id: request for request in reversed(requests)}
-    padding = [r for r in requests if r.metadata.get("__padding_only__")]
-    counted = [r for r in first.values() if not r.metadata.get("__padding_only__")]
-    documents = [
-        (rows[r.doc_id]["id"], _document(task, r.doc_id, rows), r not in padding)
-        for r in [*sorted(counted, key=lambda r: r.doc_id), *padding]
+    padding = [r.doc_id for r in requests if r.metadata.get("__padding_only__")]
+    counted = {r.doc_id for r in requests if not r.metadata.get("__padding_only__")}
+    name = task.config.task
+
+    def document(row: int, *, counts: bool) -> Document:
+        values = rows[row]
+        return Document(values["id"], name, SPLIT, row, values["text"], task.doc_to_visual, counts)
+
+    wanted = [
+        *(document(row, counts=True) for row in sorted(counted)),
+        *(document(row, counts=False) for row in padding),
     ]
     return measure(
         lm,
-        documents,
+        wanted,
         MIRMeter(outliers=settings.mir_outliers, groups=settings.mir_groups),
         placement=settings.mir_placement,
         skip_failures=settings.mir_on_error == "skip",
-        name=task.config.task,
+        name=name,
     )
-
-
-def _document(task: MIRTask, index: int, rows: datasets.Dataset) -> Document:
-    return Document(task.config.task, SPLIT, index, rows[index]["text"], task.doc_to_visual)
 
 
 def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
@@ -263,16 +190,14 @@ def _conclude(lm: lmms, task: MIRTask, parts: list[Measurement]) -> None:
     for other in others:
         whole.merge(other)
     name = task.config.task
-    if whole.skipped:
-        logger.warning(
-            f"{name}: {len(whole.skipped)} document(s) could not be measured and are left out: "
-            f"{', '.join(whole.skipped)}"
-        )
     if not len(whole.meter):
         reason = next(iter(whole.skipped.values()), "the run has none")
         raise MIRError(f"{name}: no document could be measured; the first: {reason}")
     started = time.perf_counter()
     task.result = whole.meter.compute()
+    warnings = whole.warnings(task.result)
+    for warning in warnings:
+        logger.warning(f"{name}: {warning}")
     run = _run_of_the_harness()
     ordered = sorted(whole.documents.items(), key=lambda item: item[1]["row"])
     report = {
@@ -285,6 +210,7 @@ def _conclude(lm: lmms, task: MIRTask, parts: list[Measurement]) -> None:
         "settings": task.settings.model_dump(),
         "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
         "skipped": whole.skipped,
+        "warnings": warnings,
         "versions": versions(),
         "seconds": {"forwards": whole.seconds, "metric": time.perf_counter() - started},
     }

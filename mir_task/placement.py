@@ -20,6 +20,7 @@ GENERATION = {"max_new_tokens": 1, "do_sample": False, "temperature": 0, "num_be
 class Document(NamedTuple):
     """A document as the adapter asks for it."""
 
+    id: str
     task: str
     """Name of the task, under which the adapter finds the rows of the data set."""
     split: str
@@ -28,6 +29,8 @@ class Document(NamedTuple):
     text: str
     to_image: Callable[[dict[str, Any]], list[Any]]
     """From a row of the split to its images."""
+    counts: bool = True
+    """False for the copies with which processes are filled up: run, but not counted."""
 
 
 def supported(lm: lmms) -> tuple[str, ...]:

@@ -8,11 +8,9 @@ while the harness's own modules are still being imported, so this module imports
 from pathlib import Path
 from typing import Any
 
-_INSTALLED = Path(__file__).parent / "task_configs"
-TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
-"""Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+from mir_task.settings import TASK_CONFIGS
 
-yaml_paths: dict[str, str] = {}
+yaml_paths: dict[str, Path] = {}
 """Where the MIR tasks of the latest index stand, by name."""
 
 
@@ -42,7 +40,9 @@ def register() -> list[Any]:
         if include_defaults:
             index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
         yaml_paths.update(
-            (name, entry["yaml_path"]) for name, entry in index.items() if entry["type"] == "python_task"
+            (name, Path(entry["yaml_path"]))
+            for name, entry in index.items()
+            if entry["type"] == "python_task"
         )
         return index
 

@@ -113,7 +113,7 @@ def test_a_failure_on_one_process_ends_both_with_its_message(llava, tmp_path) ->
 
 
 def test_tasks_are_listed_and_include_path_works_too(tmp_path) -> None:
-    from mir_task.plugin import TASK_CONFIGS
+    from mir_task.settings import TASK_CONFIGS
 
     log = run("lmms-eval", "--tasks", "list", cwd=tmp_path)
     assert {"mir_demo", "demo_vqa"} <= {line.strip(" -") for line in log.splitlines()}

@@ -171,7 +171,7 @@ def test_an_existing_mir_task_is_inherited(adapter) -> None:
     base = MIRTask({"task": "x", "mir_base": "mir_demo", "mir_documents": 3})
     assert base.settings.mir_text_dataset == "mir_task:demo/passages.jsonl"
     assert base.settings.mir_documents == 3
-    with pytest.raises(MIRError, match="mir_base names 'mir_nowhere', which is no task"):
+    with pytest.raises(MIRError, match="mir_base names 'mir_nowhere', which is none of mir_coco, "):
         MIRTask({"task": "x", "mir_base": "mir_nowhere"})
 
 
@@ -287,7 +287,7 @@ class TestBadInput:
             harness.task(mir_outliers="keep")
 
     def test_more_documents_than_there_are(self) -> None:
-        with pytest.raises(MIRError, match="100 rows, 101 documents were asked for: lower"):
+        with pytest.raises(MIRError, match="100 different rows, 101 documents were asked for: lower"):
             harness.task(mir_documents=101)
 
     def test_skipping_counts_and_reports(self, adapter, documents, tmp_path) -> None:

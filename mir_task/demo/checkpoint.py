@@ -6,6 +6,7 @@ about any real model: it is there to run the whole path in a minute.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 
 
-def train_tokenizer(vocabulary: int = 2000) -> Any:
-    """Byte-level BPE tokenizer trained on the demo's passages; it loses no character of any text."""
+def train_tokenizer(vocabulary: int = 2000, extra: Sequence[str] = (), kind: type | None = None) -> Any:
+    """Byte-level BPE tokenizer trained on the demo's passages; it loses no character of any text.
+
+    Args:
+        vocabulary: number of tokens, the special ones included.
+        extra: special tokens besides `SPECIAL_TOKENS`.
+        kind: class of the tokenizer, where a processor accepts no other.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +52,7 @@ def train_tokenizer(vocabulary: int = 2000) -> Any:
         texts,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=list(SPECIAL_TOKENS),
+            special_tokens=[*SPECIAL_TOKENS, *extra],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -53,13 +60,13 @@ def train_tokenizer(vocabulary: int = 2000) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
     )
-    return PreTrainedTokenizerFast(
+    return (kind or PreTrainedTokenizerFast)(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=["<image>", *extra],
         model_max_length=2048,
         model_input_names=["input_ids", "attention_mask"],
         chat_template=CHAT_TEMPLATE,

@@ -1,0 +1,253 @@
+"""One loaded adapter of the harness: the model that it holds, and what the model sees of a document."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils import gen_metrics
+from loguru import logger
+from torch import nn
+from tqdm import tqdm
+
+from mir_task.capture import HiddenStateCapture, Prefill, assign, longest_beginning, text_config
+from mir_task.errors import MIRError
+from mir_task.placement import Document, send, supported
+
+# Adapters that load native transformers checkpoints in the process, by a part of the checkpoint's name.
+_IN_PROCESS = {
+    "llava": "llava_hf",
+    "qwen2.5-vl": "qwen2_5_vl",
+    "qwen2-vl": "qwen2_vl",
+    "qwen3-vl": "qwen3_vl",
+    "internvl": "internvl_hf",
+    "gemma-3": "gemma3",
+    "idefics2": "idefics2",
+    "mistral": "mistral3_vl",
+}
+
+
+class Seen(NamedTuple):
+    """What the model saw of one document."""
+
+    prefill: Prefill
+    characters_cut: int
+    """Characters of the text's end (without white space) that did not arrive."""
+
+
+class Rejected(NamedTuple):
+    """Why one document could not be measured."""
+
+    reason: str
+
+
+Outcome = Seen | Rejected
+
+
+def torch_model(lm: lmms) -> nn.Module:
+    """The PyTorch model that an adapter holds in this process.
+
+    Raises:
+        MIRError: it holds none.
+    """
+    held = [getattr(lm, "_model", None), *vars(lm).values()]
+    for candidate in held:
+        if isinstance(candidate, nn.Module):
+            unwrap = getattr(getattr(lm, "accelerator", None), "unwrap_model", None)
+            return unwrap(candidate) if unwrap else candidate
+    raise MIRError(
+        f"the adapter {type(lm).__name__} holds no PyTorch model in this process, so there are no "
+        "hidden states to read; load the checkpoint with an adapter that runs it in the process: "
+        f"{_in_process_adapter(lm)}"
+    )
+
+
+def _in_process_adapter(lm: lmms) -> str:
+    names = [value.lower() for value in vars(lm).values() if isinstance(value, str)]
+    for part, adapter in _IN_PROCESS.items():
+        if any(part in name for name in names):
+            return f"--model {adapter}"
+    return ", ".join(f"--model {adapter}" for adapter in _IN_PROCESS.values())
+
+
+def find_tokenizer(lm: lmms) -> Any:
+    """The adapter's tokenizer, or its processor's.
+
+    Raises:
+        MIRError: it has none.
+    """
+    processors = (getattr(lm, name, None) for name in ("processor", "_processor", "_image_processor"))
+    for holder in (lm, *processors):
+        for name in ("tokenizer", "_tokenizer"):
+            tokenizer = getattr(holder, name, None)
+            if hasattr(tokenizer, "decode") and hasattr(tokenizer, "encode"):
+                return tokenizer
+    raise MIRError(
+        f"the adapter {type(lm).__name__} has no tokenizer, so the text that its model received "
+        "cannot be read back and checked"
+    )
+
+
+class Adapter:
+    """Runs documents through a loaded adapter under capture.
+
+    Args:
+        lm: the loaded adapter.
+        capture: of its model, entered.
+        placement: of the text; the first that works of those the adapter may support where None.
+    """
+
+    def __init__(self, lm: lmms, capture: HiddenStateCapture, placement: str | None) -> None:
+        self.lm = lm
+        self.capture = capture
+        self.tokenizer = find_tokenizer(lm)
+        self.placement = placement
+        """None until the first document has shown what works."""
+
+    @property
+    def batch_size(self) -> int:
+        """Documents to run at once."""
+        return max(int(getattr(self.lm, "batch_size_per_gpu", 1) or 1), 1) if self.placement else 1
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model was made for; None where its configuration does not say."""
+        return getattr(text_config(self.capture.model), "max_position_embeddings", None)
+
+    @property
+    def kept_tokens(self) -> int | None:
+        """Positions after which the model's own code cuts a sequence; None where it does not say."""
+        return getattr(self.capture.model.config, "tokenizer_model_max_length", None)
+
+    def text_tokens(self, text: str) -> int:
+        """Tokens of a text alone."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def facts(self, prefill: Prefill) -> dict[str, Any]:
+        """What the side file says of the model; the same for every document and process."""
+        return {
+            "model_class": type(self.capture.model).__name__,
+            "decoder": self.capture.decoder.name,
+            "hidden_size": prefill.text_rows[0].shape[1],
+            "hidden_dtype": str(prefill.text_rows[0].dtype).removeprefix("torch."),
+            "placement": self.placement,
+        }
+
+    def run(self, batch: list[Document]) -> Iterator[tuple[Document, Outcome]]:
+        """Each document of a batch with what the model saw of it, or why it cannot be measured."""
+        outcomes = self._attempt(batch, self.placement) if self.placement else self._settle(*batch)
+        for document, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Rejected) and len(batch) > 1:
+                # Alone, a document has the adapter to itself and the reason is its own.
+                (outcome,) = self._attempt([document], self.placement)
+            yield document, outcome
+
+    def _settle(self, document: Document) -> list[Outcome]:
+        """Go through the placements on one document, and keep the first that works."""
+        reasons: dict[str, str] = {}
+        for placement in supported(self.lm):
+            (outcome,) = self._attempt([document], placement)
+            if isinstance(outcome, Seen):
+                for tried, reason in reasons.items():
+                    logger.warning(
+                        f"{type(self.lm).__name__} does not do {tried} ({reason}); "
+                        f"the text is placed by {placement}"
+                    )
+                self.placement = placement
+                return [outcome]
+            reasons[placement] = outcome.reason
+        if len(set(reasons.values())) == 1:
+            return [Rejected(next(iter(reasons.values())))]
+        tried = "; ".join(f"{placement}: {reason}" for placement, reason in reasons.items())
+        return [Rejected(f"no placement of the text works ({tried})")]
+
+    def _attempt(self, batch: list[Document], placement: str | None) -> list[Outcome]:
+        """One call of the adapter."""
+        assert placement is not None
+        if not all(document.text.strip() for document in batch):
+            reason = "the text is empty; give the document a text or leave it out"
+            return [Rejected(reason)] * len(batch)
+        capture, errors = self.capture, list[Exception]()
+        capture.take()
+        capture.failures.clear()
+        forwards = capture.forwards
+        with _quiet() as complaints:
+            try:
+                send(self.lm, placement, [_watching_images(d, errors) for d in batch])
+            except Exception as error:  # noqa: BLE001 - reported with the document's id
+                errors.append(error)
+        errors = [*capture.failures, *errors]
+        if known := [error for error in errors if isinstance(error, MIRError)]:
+            return [Rejected(str(known[0]))] * len(batch)
+        prefills = capture.take()
+        found = assign(prefills, {d.id: d.text for d in batch}, self.tokenizer)
+        outcomes: list[Outcome] = []
+        for document in batch:
+            if document.id in found:
+                outcomes.append(Seen(found[document.id], characters_cut=0))
+            elif prefills and len(batch) == 1 and not errors:
+                outcomes.append(self._partly(prefills, document))
+            else:
+                ran = capture.forwards > forwards
+                outcomes.append(Rejected(self._why_nothing(errors, complaints, ran=ran)))
+        return outcomes
+
+    def _partly(self, prefills: list[Prefill], document: Document) -> Outcome:
+        """The prefill that holds the beginning of the document's text."""
+        prefill, arrived, total = longest_beginning(prefills, document.text, self.tokenizer)
+        # A few characters turn up in any text, so they are no sign of this one.
+        if arrived < min(total, 8):
+            return Rejected(
+                "no token of the document's own text stands after the image: the adapter put the "
+                "text before the image or dropped it; choose another mir_placement"
+            )
+        return Seen(prefill, characters_cut=total - arrived)
+
+    def _why_nothing(self, errors: list[Exception], complaints: list[str], *, ran: bool) -> str:
+        if errors:
+            return f"{type(errors[0]).__name__}: {errors[0]}"
+        if ran:
+            return (
+                f"{type(self.capture.model).__name__} has no vision tokens in its text decoder's "
+                "sequence (cross-attention, or the image was dropped), so MIR is not defined on it"
+            )
+        cause = "; ".join(complaints) or "it reported nothing"
+        return f"the adapter {type(self.lm).__name__} ran no forward of its model ({cause})"
+
+
+def _watching_images(document: Document, errors: list[Exception]) -> Document:
+    """The document with a note of what goes wrong with its image; adapters may swallow it."""
+
+    def to_image(row: dict[str, Any]) -> list[Any]:
+        try:
+            return document.to_image(row)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    return document._replace(to_image=to_image)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep an adapter's bars and throughput figures out of the run; yields the errors that it logs."""
+    complaints: list[str] = []
+    history = gen_metrics._THROUGHPUT_METRICS_HISTORY
+    recorded = len(history)
+    sink = logger.add(lambda message: complaints.append(message.record["message"]), level="ERROR")
+    logger.disable(gen_metrics.__name__)
+    start_bar = tqdm.__init__
+
+    def hidden_bar(bar: tqdm, *args: Any, **kwargs: Any) -> None:
+        start_bar(bar, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = hidden_bar
+    try:
+        with torch.no_grad():
+            yield complaints
+    finally:
+        tqdm.__init__ = start_bar
+        logger.enable(gen_metrics.__name__)
+        logger.remove(sink)
+        del history[recorded:]

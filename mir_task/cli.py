@@ -1,0 +1,76 @@
+"""The command `mir-task`. Exit code 0: done; 1: cannot measure or something failed; 2: usage."""
+
+from pathlib import Path
+
+import click
+
+from mir_task import __version__
+from mir_task.errors import MIRError
+from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task
+
+
+class _Group(click.Group):
+    """Commands whose `MIRError` ends in one message and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except MIRError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+def main() -> None:
+    """MIR, the Modality Integration Rate, of vision-language models."""
+
+
+@main.group()
+def data() -> None:
+    """Documents of the tasks."""
+
+
+@data.command()
+@click.argument("task")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write to."
+)
+@click.option(
+    "--documents", type=click.IntRange(min=1), help="Number of documents; the task's own if left out."
+)
+@click.option(
+    "--include_path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with YAML files of further tasks.",
+)
+def prepare(task: str, folder: Path, documents: int | None, include_path: Path | None) -> None:
+    """Write exactly TASK's documents to a small parquet file.
+
+    Carry the folder to a machine without a network and set MIR_TASK_DATA to it: the task then measures
+    the same documents there.
+    """
+    from mir_task.data import prepare as write
+
+    paths = packaged_tasks()
+    if include_path is not None:
+        paths |= {path.stem: path for path in include_path.rglob("*.yaml")}
+    if task not in paths:
+        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+    keys = mir_keys(read_task(paths[task], paths))
+    if documents is not None:
+        keys["mir_documents"] = documents
+    path = write(task, Settings.of_task(task, keys), folder)
+    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path("demo-output"))
+def demo(folder: Path) -> None:
+    """Measure a small model, made on the spot, and put everything into FOLDER."""
+    from mir_task.demo.run import run
+
+    run(folder)
+
+
+if __name__ == "__main__":
+    main()

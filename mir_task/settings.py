@@ -1,0 +1,107 @@
+"""The `mir_*` keys of a task's YAML."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mir_task.errors import MIRError
+
+_INSTALLED = Path(__file__).parent / "task_configs"
+TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
+"""Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+
+
+class Settings(BaseModel):
+    """What a MIR task measures and how.
+
+    A data set is named by an id on the Hugging Face Hub, by the path of a folder or file, or by
+    `mir_task:PATH` inside this package; of several names the first that can be read is taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mir_documents: int = Field(default=100, ge=1)
+    """Documents drawn."""
+    mir_seed: int = 0
+    """Of the draw."""
+    mir_image_dataset: str | tuple[str, ...]
+    mir_image_config: str | None = None
+    mir_image_split: str = "train"
+    mir_image_column: str = "image"
+    mir_image_id: str | None = None
+    """Column of the row's identity (rows of one identity are one); row numbers where not given."""
+    mir_text_dataset: str | tuple[str, ...] | None = None
+    """Source of unpaired texts; without it the texts are a column of the images' rows."""
+    mir_text_config: str | None = None
+    mir_text_split: str = "train"
+    mir_text_column: str = "text"
+    mir_text_id: str | None = None
+    mir_text_limit: int | None = Field(default=None, ge=1)
+    """Words of a text that are kept, from its beginning; all where not given."""
+    mir_placement: Literal["assistant_loglikelihood", "assistant_chat", "user_generate"] | None = None
+    """Where the text stands; the best that the adapter supports where not given."""
+    mir_outliers: Literal["replace", "drop"] = "replace"
+    mir_on_error: Literal["stop", "skip"] = "stop"
+    """What a document that cannot be measured does to the run."""
+    mir_groups: int = Field(default=5, ge=0)
+    """Groups of the jackknife behind `mir_stderr`; 0 for none."""
+
+    @classmethod
+    def of_task(cls, name: str, keys: Mapping[str, Any]) -> "Settings":
+        """Settings from a task's `mir_*` keys.
+
+        Raises:
+            MIRError: an unknown key or a value that does not fit, with the keys that are known.
+        """
+        try:
+            return cls(**keys)
+        except ValidationError as error:
+            faults = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+            known = ", ".join(cls.model_fields)
+            raise MIRError(f"task {name}: {faults}. Known keys: {known}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `!function` tags of the harness are left as their text."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def packaged_tasks() -> dict[str, Path]:
+    """YAML file of each MIR task of this package, by the task's name."""
+    return {path.stem: path for path in sorted(TASK_CONFIGS.glob("mir_*.yaml"))}
+
+
+def with_base(config: Mapping[str, Any], paths: Mapping[str, Path]) -> dict[str, Any]:
+    """A task's configuration on top of the MIR task that its `mir_base` names.
+
+    Args:
+        config: of the task.
+        paths: YAML files of tasks by name.
+
+    Raises:
+        MIRError: `mir_base` names no task.
+    """
+    own = dict(config)
+    base = own.pop("mir_base", None)
+    if base is None:
+        return own
+    if base not in paths:
+        raise MIRError(
+            f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(paths)}"
+        )
+    return {**read_task(paths[base], paths), **own}
+
+
+def read_task(path: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """A task's configuration from its YAML file, with its base's."""
+    return with_base(yaml.load(path.read_text("utf-8"), _Loader), paths)
+
+
+def mir_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `mir_*` keys of a configuration."""
+    return {key: value for key, value in config.items() if key.startswith("mir_")}
