@@ -186,7 +186,8 @@ class Adapter:
         for document in batch:
             if document.id in found:
                 outcomes.append(Seen(found[document.id], characters_cut=0))
-            elif prefills and len(batch) == 1 and not errors:
+            elif prefills and len(batch) == 1:
+                # Errors after the prefill, when the adapter reads the answer, do not concern it.
                 outcomes.append(self._partly(prefills, document))
             else:
                 ran = capture.forwards > forwards

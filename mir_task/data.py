@@ -266,8 +266,10 @@ def open_image(cell: dict[str, Any]) -> Image.Image:
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-        with Image.open(source) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(source) as file:
+            image = to_rgb(ImageOps.exif_transpose(file))
+            # Image processors take a side of 1 or 3 pixels for the colour channels.
+            return image if min(image.size) > 3 else ImageOps.scale(image, 4, Image.Resampling.NEAREST)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MIRError(f"the image cannot be read ({error}); replace or leave out the file") from error
     finally:
@@ -276,8 +278,8 @@ def open_image(cell: dict[str, Any]) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB: 16-bit grey scaled to 8, transparent areas on white."""
-    if image.mode.startswith("I;16"):  # Pillow would clip everything above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I") and np.asarray(image).max() > 255:  # Pillow would clip the rest
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -108,6 +108,8 @@ def make_original_llava(folder: Path) -> Path:
         vocab_size=1000,
         model_type="bpe",
         byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     (folder / "tokenizer_config.json").write_text(

@@ -1,6 +1,7 @@
 """Runs of lmms-eval inside the test process, for cases where the command itself is not the point."""
 
 import functools
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -98,18 +99,18 @@ class Received:
         def watched(model, *args, **kwargs):
             if self._inside:
                 return method(model, *args, **kwargs)
-            self.calls.append(
-                {
-                    name: kwargs[name].clone()
-                    for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-                    if isinstance(kwargs.get(name), torch.Tensor)
-                }
-            )
+            named = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
+            self.calls.append({k: v.clone() for k, v in named.items() if isinstance(v, torch.Tensor)})
             self._inside = True
             try:
                 return method(model, *args, **kwargs)
             finally:
                 self._inside = False
 
-        watched.__signature__ = __import__("inspect").signature(method)
+        watched.__signature__ = inspect.signature(method)  # transformers reads it
         return watched
+
+    @property
+    def documents(self) -> list[dict[str, torch.Tensor]]:
+        """The calls in their order, those with the same ids once."""
+        return list({call["input_ids"].numpy().tobytes(): call for call in self.calls}.values())

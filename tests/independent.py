@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
+import torch
 from numpy.typing import ArrayLike
 
 
@@ -32,3 +33,22 @@ def mir(vision: Sequence[ArrayLike], text: Sequence[ArrayLike]) -> float:
         scale = 1 / np.linalg.norm(t, axis=1).mean()
         total += frechet(without_outliers(v * scale), without_outliers(t * scale))
     return float(np.log10(total))
+
+
+def mir_of_model(model: torch.nn.Module, calls: Sequence[dict[str, torch.Tensor]]) -> float:
+    """MIR from the very inputs that a model received, one document a call, by `output_hidden_states`."""
+    vision, text = [], []
+    for call in calls:
+        inputs = {name: value for name, value in call.items() if name != "labels"}
+        with torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states[1:]
+        is_image = call["input_ids"][0] == model.config.image_token_id
+        after = torch.arange(len(is_image)) > is_image.nonzero().max()
+        vision.append([layer[0][is_image].float() for layer in states])
+        text.append([layer[0][after].float() for layer in states])
+    return mir(pooled(vision), pooled(text))
+
+
+def pooled(documents: Sequence[Sequence[torch.Tensor]]) -> list[np.ndarray]:
+    """From [document][layer] to one array [tokens, d] a layer."""
+    return [torch.cat(list(layer)).numpy() for layer in zip(*documents, strict=True)]

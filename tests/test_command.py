@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests import harness, hub
+
 BIN = Path(sys.executable).parent
 
 
@@ -80,11 +82,13 @@ def test_without_output_path_there_is_the_table_alone(llava, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_give_the_figure_of_one(both, llava, tmp_path) -> None:
-    _, folder = both
+def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
+    # 7 documents: the second process is filled up with a copy, which must not count.
     launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29517", "-m", "lmms_eval"]
-    run(*launch, *arguments(llava, tmp_path, "mir_demo"), cwd=tmp_path, OMP_NUM_THREADS="1")
-    one, two = (results(f)["results"]["mir_demo"] for f in (folder, tmp_path))
+    command = [*launch, *arguments(llava, tmp_path, "mir_demo"), "--limit", "7"]
+    run(*command, cwd=tmp_path, OMP_NUM_THREADS="1")
+    two = results(tmp_path)["results"]["mir_demo"]
+    one = harness.evaluate(harness.load(llava), "mir_demo", limit=7)["results"]["mir_demo"]
     for key in ("mir,none", "mir_published_fast,none", "mir_stderr,none"):
         assert two[key] == pytest.approx(one[key], abs=1e-6)
 
@@ -92,11 +96,10 @@ def test_two_processes_give_the_figure_of_one(both, llava, tmp_path) -> None:
 FAILING_RANK = """
 import os
 if os.environ.get("RANK") == "1":
-    import mir_task.placement as placement
     def broken(*arguments):
         raise RuntimeError("rank 1 has run out of luck")
-    import mir_task.measure as measure
-    measure.send = broken
+    import mir_task.adapter as adapter
+    adapter.send = broken
 from lmms_eval.__main__ import cli_evaluate
 cli_evaluate()
 """
@@ -126,3 +129,85 @@ def test_importing_the_package_loads_neither_harness_nor_transformers() -> None:
     assert run(sys.executable, "-c", code, cwd=Path.cwd()).strip() == "[]"
     loud = code.replace("mir_task;", "mir_task.harness;")
     assert "lmms_eval" in run(sys.executable, "-c", loud, cwd=Path.cwd())
+
+
+TASKS = ("mir_coco", "mir_coco_cnndm", "mir_textvqa")
+
+
+def documents(output: Path) -> dict[str, list[str]]:
+    """Ids of the documents of each side file under a folder."""
+    reports = [json.loads(path.read_text()) for path in output.rglob("*_mir_*.json")]
+    return {report["task"]: [d["id"] for d in report["documents"]] for report in reports}
+
+
+def test_tasks_on_folders_of_the_real_schema_and_on_carried_copies(llava, tmp_path) -> None:
+    root, carried = tmp_path / "hub", tmp_path / "carried"
+    hub.coco_captions(root)
+    hub.textvqa(root)
+    hub.cnn_dailymail(root)
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    here = {"MIR_TASK_DATA": str(root), **cache}
+    first, second, two = tmp_path / "first", tmp_path / "second", tmp_path / "two"
+    run("lmms-eval", *arguments(llava, first, ",".join(TASKS)), cwd=tmp_path, **here)
+    for task in TASKS:
+        log = run("mir-task", "data", "prepare", task, "--to", str(carried), cwd=tmp_path, **here)
+        assert f"{task}.parquet" in log
+
+    there = {"MIR_TASK_DATA": str(carried), "OMP_NUM_THREADS": "1", **cache}
+    run("lmms-eval", *arguments(llava, second, ",".join(TASKS)), cwd=tmp_path, **there)
+    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29519", "-m", "lmms_eval"]
+    run(*launch, *arguments(llava, two, "mir_textvqa"), cwd=tmp_path, **there)
+    assert documents(first) == documents(second)
+    assert all(len(ids) == 100 for ids in documents(first).values())
+    assert documents(two)["mir_textvqa"] == documents(first)["mir_textvqa"]
+    scores = [results(output)["results"] for output in (first, second, two)]
+    for task in TASKS:
+        assert scores[1][task] == scores[0][task]
+    assert scores[2]["mir_textvqa"]["mir,none"] == pytest.approx(
+        scores[0]["mir_textvqa"]["mir,none"], abs=1e-6
+    )
+
+
+def test_offline_without_a_copy_is_one_message(llava, tmp_path) -> None:
+    log = run("lmms-eval", *arguments(llava, tmp_path, "mir_textvqa"), cwd=tmp_path)
+    assert "mir-task data prepare mir_textvqa --to DIR" in log
+    assert not list(tmp_path.rglob("*_results.json"))
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
+    checkout = Path(__file__).parents[1]
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
+    run(*build, str(tmp_path), str(checkout), cwd=tmp_path)
+    (wheel,) = tmp_path.glob("mir_task-*.whl")
+    site = tmp_path / "site"
+    install = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site))
+    run(*install, str(wheel), cwd=tmp_path)
+    where = run(
+        sys.executable,
+        "-c",
+        "import mir_task.settings as s; print(s.__file__, s.TASK_CONFIGS)",
+        cwd=tmp_path,
+        PYTHONPATH=str(site),
+    )
+    assert where.split() == [f"{site}/mir_task/settings.py", f"{site}/mir_task/task_configs"]
+    log = run(sys.executable, "-m", "mir_task.cli", "demo", "out", cwd=tmp_path, PYTHONPATH=str(site))
+    assert "|mir_demo|" in log
+    assert "|demo_vqa|" in log
+
+
+class TestExitCodes:
+    def code(self, *command: str) -> int:
+        return subprocess.run(
+            [str(BIN / "mir-task"), *command], capture_output=True, check=False
+        ).returncode
+
+    def test_done(self, tmp_path) -> None:
+        assert self.code("data", "prepare", "mir_demo", "--to", str(tmp_path)) == 0
+
+    def test_cannot(self, tmp_path) -> None:
+        assert self.code("data", "prepare", "mir_coco", "--to", str(tmp_path)) == 1
+
+    def test_usage(self, tmp_path) -> None:
+        assert self.code("data", "prepare", "mir_nowhere", "--to", str(tmp_path)) == 2
+        assert self.code("data", "prepare", "mir_demo") == 2

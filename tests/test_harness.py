@@ -1,7 +1,6 @@
 """MIR through the harness's own evaluator and adapter, in one process."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,23 +13,6 @@ from tests import harness, independent
 def adapter(llava):
     """Makes a fresh adapter: the harness deletes the model of one that has run."""
     return lambda **arguments: harness.load(llava, **arguments)
-
-
-def independent_mir(checkpoint: Path, calls) -> float:
-    """MIR from the very inputs that the model received, by `output_hidden_states` and numpy."""
-    from transformers import LlavaForConditionalGeneration
-
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    vision, text = [], []
-    for call in calls:
-        with torch.no_grad():
-            states = model(**call, output_hidden_states=True).hidden_states[1:]
-        is_image = call["input_ids"][0] == model.config.image_token_index
-        after = torch.arange(len(is_image)) > is_image.nonzero().max()
-        vision.append([layer[0][is_image] for layer in states])
-        text.append([layer[0][after] for layer in states])
-    pooled = [[torch.cat(layer).numpy() for layer in zip(*m, strict=True)] for m in (vision, text)]
-    return independent.mir(*pooled)
 
 
 @pytest.mark.parametrize(
@@ -46,10 +28,11 @@ def test_mir_equals_an_independent_computation(
     received = harness.Received(LlavaForConditionalGeneration, monkeypatch)
     results = harness.evaluate(lm, harness.task(mir_placement=placement), output=tmp_path)
     scores = results["results"]["mir_test"]
-    calls = list({c["input_ids"].numpy().tobytes(): c for c in received.calls}.values())
-    assert len(calls) == 6
+    assert len(received.documents) == 6
     monkeypatch.undo()
-    assert scores["mir,none"] == pytest.approx(independent_mir(llava, calls), abs=1e-4)
+    model = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
+    wanted = independent.mir_of_model(model, received.documents)
+    assert scores["mir,none"] == pytest.approx(wanted, abs=1e-4)
 
     report = harness.report(tmp_path)
     assert report["mir"] == scores["mir,none"]
@@ -310,3 +293,64 @@ class TestBadInput:
             **keys,
             mir_on_error="skip",
         )
+
+
+class TestLength:
+    def test_texts_beyond_the_context_are_named_before_the_run(self, adapter, documents) -> None:
+        long = " ".join(PROSE * 40)
+        keys = documents([PROSE[0], f"A. {long}", PROSE[1], f"B. {long}"])
+        lm = adapter()
+        lm._model.config.text_config.max_position_embeddings = 600
+        message = r"2 document\(s\) are longer than the 600 positions .*: doc[13], doc[13] "
+        with pytest.raises(MIRError, match=message):
+            harness.evaluate(lm, harness.task(**keys))
+
+    def test_what_stands_beside_the_text_counts(self, adapter, documents) -> None:
+        keys = documents([PROSE[0], " ".join(PROSE * 3)])
+        lm = adapter()
+        first = harness.task(**keys)
+        words = lm.tokenizer.encode(first.test_docs()[1]["text"], add_special_tokens=False)
+        lm._model.config.text_config.max_position_embeddings = len(words) + 10
+        with pytest.raises(MIRError, match=r"1 document\(s\) are longer than the .*: doc1"):
+            harness.evaluate(lm, first)
+
+    def test_skipping_leaves_them_out(self, adapter, documents, tmp_path) -> None:
+        keys = documents([*PROSE, " ".join(PROSE * 40)])
+        lm = adapter()
+        lm._model.config.text_config.max_position_embeddings = 600
+        out = tmp_path / "out"
+        harness.evaluate(lm, harness.task(**keys, mir_on_error="skip"), output=out)
+        report = harness.report(out)
+        assert list(report["skipped"]) == ["doc3"]
+        assert "1 document(s) could not be measured and are left out: doc3" in report["warnings"]
+
+    def test_a_limit_of_words(self, adapter, documents, tmp_path) -> None:
+        keys = documents([" ".join(PROSE * 40), PROSE[0]])
+        lm = adapter()
+        lm._model.config.text_config.max_position_embeddings = 600
+        out = tmp_path / "out"
+        harness.evaluate(lm, harness.task(**keys, mir_text_limit=20), output=out)
+        report = harness.report(out)
+        assert report["settings"]["mir_text_limit"] == 20
+        assert len(report["documents"]) == 2
+
+
+def test_fewer_tokens_than_dimensions_are_warned_of(adapter, documents, tmp_path) -> None:
+    keys = documents(PROSE[:2])
+    harness.evaluate(adapter(), harness.task(**keys), output=tmp_path / "out")
+    (warning,) = harness.report(tmp_path / "out")["warnings"]
+    assert warning.startswith("32 vision tokens in 64 dimensions: their covariance is singular")
+
+
+@pytest.mark.parametrize(
+    "name", ["grey.png", "palette.gif", "cmyk.jpg", "alpha.png", "dot.png", "huge.png"]
+)
+def test_images_of_every_mode_are_measured(adapter, documents, tmp_path, name: str) -> None:
+    from PIL import Image
+
+    modes = {"grey.png": "L", "palette.gif": "P", "cmyk.jpg": "CMYK", "alpha.png": "RGBA"}
+    size = {"dot.png": (1, 1), "huge.png": (10_000, 10_000)}.get(name, (50, 40))
+    Image.new("RGB", size, (200, 90, 10)).convert(modes.get(name, "RGB")).save(tmp_path / name)
+    keys = documents(PROSE, images={1: (tmp_path / name).read_bytes()})
+    scores = harness.evaluate(adapter(), harness.task(**keys))["results"]["mir_test"]
+    assert isinstance(scores["mir,none"], float)

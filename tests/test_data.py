@@ -1,0 +1,252 @@
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mir_task import MIRError
+from mir_task.data import PACKAGE, documents, first_words, joined, open_image, prepare
+from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task
+from tests import hub
+
+TASKS = ("mir_coco", "mir_coco_cnndm", "mir_textvqa")
+
+
+def settings(task: str, **changes) -> Settings:
+    paths = packaged_tasks()
+    return Settings.of_task(task, {**mir_keys(read_task(paths[task], paths)), **changes})
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """Data root with folders of the real data sets' schema."""
+    folder = tmp_path / "hub"
+    hub.coco_captions(folder)
+    hub.textvqa(folder)
+    hub.cnn_dailymail(folder)
+    monkeypatch.setenv("MIR_TASK_DATA", str(folder))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def cells(rows: datasets.Dataset) -> list[bytes]:
+    return [cell["bytes"] for cell in rows["image"]]
+
+
+class TestDraw:
+    def test_demo_draws_all_its_images_and_texts(self) -> None:
+        rows = documents("mir_demo", settings("mir_demo"))
+        images, texts = zip(*(row_id.split("+") for row_id in rows["id"]), strict=True)
+        assert len(set(images)) == len(set(texts)) == 100
+        assert set(rows["text"]) == set(hub.PASSAGES)
+
+    def test_nested_in_the_number_of_documents(self) -> None:
+        ten, thirty = (documents("x", settings("mir_demo", mir_documents=n)) for n in (10, 30))
+        assert ten[:] == thirty[:10]
+
+    def test_seed_changes_the_draw(self) -> None:
+        first, second = (
+            documents("x", settings("mir_demo", mir_documents=20, mir_seed=seed))["id"]
+            for seed in (0, 1)
+        )
+        assert list(first) != list(second)
+
+    def test_place_of_a_row_depends_on_no_other_row(self, tmp_path) -> None:
+        def order(rows: list[int]) -> list[str]:
+            path = tmp_path / f"{len(rows)}.jsonl"
+            path.write_text(
+                "".join(json.dumps({"id": n, "image": "x.png", "text": "t"}) + "\n" for n in rows)
+            )
+            keys = {"mir_image_dataset": str(path), "mir_image_id": "id", "mir_documents": len(rows)}
+            return list(documents("x", Settings.of_task("x", keys))["id"])
+
+        whole = order(list(range(30)))
+        assert order(list(range(29, 9, -1))) == [i for i in whole if int(i) >= 10]
+
+    def test_the_demo_draw_is_pinned(self) -> None:
+        rows = documents("mir_demo", settings("mir_demo", mir_documents=4))
+        assert list(rows["id"]) == PINNED
+
+
+PINNED = ["045+p031", "043+p014", "022+p028", "013+p065"]
+
+
+class TestTasks:
+    def test_coco_joins_the_captions_of_each_image(self, root) -> None:
+        rows = documents("mir_coco", settings("mir_coco"))
+        assert len(rows) == 100
+        source = datasets.load_dataset(
+            "parquet", data_files=str(next(root.rglob("val-*"))), split="train"
+        )
+        by_id = {row["question_id"]: row for row in source}
+        for row in rows:
+            captions = [caption.strip() for caption in by_id[row["id"]]["answer"]]
+            assert row["text"] == " ".join(captions)
+
+    def test_coco_with_news_has_the_images_of_coco(self, root) -> None:
+        own, news = (documents(task, settings(task)) for task in ("mir_coco", "mir_coco_cnndm"))
+        assert cells(own) == cells(news)
+        assert [i.split("+")[0] for i in news["id"]] == list(own["id"])
+
+    def test_textvqa_takes_each_image_once(self, root) -> None:
+        rows = documents("mir_textvqa", settings("mir_textvqa"))
+        images = [row_id.split("+")[0] for row_id in rows["id"]]
+        assert len(set(images)) == 100
+        assert len({*rows["text"]}) == 100
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_old_ids_and_plain_paths_do_too(self, task: str, root, tmp_path, monkeypatch) -> None:
+        wanted = documents(task, settings(task))[:]
+        (root / "lmms-lab-encoder").rename(root / "lmms-lab")
+        assert documents(task, settings(task))[:] == wanted
+        monkeypatch.delenv("MIR_TASK_DATA")
+        name = "textvqa" if task == "mir_textvqa" else "COCO-Caption2017"
+        paths = {"mir_image_dataset": str(root / "lmms-lab" / name)}
+        if task != "mir_coco":
+            paths["mir_text_dataset"] = str(root / "abisee" / "cnn_dailymail")
+        assert documents(task, settings(task, **paths))[:] == wanted
+
+    def test_other_splits_are_not_fetched(self, root) -> None:
+        with pytest.raises(Exception, match=r"(?i)parquet|generat"):
+            documents("mir_coco", settings("mir_coco", mir_image_split="test"))
+
+
+class TestCopies:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_a_copy_gives_the_same_documents(self, task: str, root, tmp_path, monkeypatch) -> None:
+        wanted = documents(task, settings(task))[:]
+        path = prepare(task, settings(task), tmp_path / "carried")
+        assert path.name == f"{task}.parquet"
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path / "carried"))
+        assert documents(task, settings(task))[:] == wanted
+        fewer = documents(task, settings(task, mir_documents=7, mir_text_limit=5))
+        assert list(fewer["id"]) == wanted["id"][:7]
+        assert all(len(text.split()) == 5 for text in fewer["text"])
+
+    def test_the_demo_copy_carries_its_images(self, tmp_path, monkeypatch) -> None:
+        wanted = documents("mir_demo", settings("mir_demo"))
+        prepare("mir_demo", settings("mir_demo"), tmp_path)
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path))
+        rows = documents("mir_demo", settings("mir_demo"))
+        assert list(rows["id"]) == list(wanted["id"])
+        assert open_image(rows[3]["image"]) == open_image(wanted[3]["image"])
+
+    def test_a_copy_of_other_settings_is_refused(self, tmp_path, monkeypatch) -> None:
+        prepare("mir_demo", settings("mir_demo", mir_documents=9), tmp_path)
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path))
+        with pytest.raises(
+            MIRError, match="other settings of mir_demo; make it anew with `mir-task data"
+        ):
+            documents("mir_demo", settings("mir_demo", mir_seed=5, mir_documents=9))
+        with pytest.raises(MIRError, match="holds 9 documents, 100 were asked for; make it anew"):
+            documents("mir_demo", settings("mir_demo"))
+
+    def test_a_missing_copy_is_one_message(self, monkeypatch) -> None:
+        monkeypatch.setenv("MIR_TASK_DATA", "/nowhere")
+        with pytest.raises(MIRError) as caught:
+            documents("mir_textvqa", settings("mir_textvqa"))
+        message = str(caught.value)
+        assert (
+            "lmms-lab-encoder/textvqa or lmms-lab/textvqa, configuration default, split validation"
+            in message
+        )
+        assert "mir-task data prepare mir_textvqa --to DIR" in message
+        assert "MIR_TASK_DATA=DIR" in message
+
+
+class TestBadSource:
+    def test_missing_column(self, root) -> None:
+        with pytest.raises(MIRError, match=r"textvqa has no column 'picture'; it has image_id, "):
+            documents("x", settings("mir_textvqa", mir_image_column="picture"))
+
+    def test_missing_split(self, root) -> None:
+        with pytest.raises(MIRError, match="has no split 'dev'; it has val, test"):
+            documents("x", settings("mir_coco", mir_image_split="dev"))
+
+    def test_missing_file(self) -> None:
+        with pytest.raises(MIRError, match="x: data set nowhere.jsonl, .* cannot be read"):
+            documents("x", settings("mir_demo", mir_image_dataset="nowhere.jsonl"))
+
+
+def test_first_words_keeps_what_stands_between() -> None:
+    assert first_words("One  two\nthree four", 3) == "One  two\nthree"
+    assert first_words("One two ", 2) == "One two "
+
+
+def test_captions_are_joined() -> None:
+    assert joined([" a cat. ", "A cat\n"]) == "a cat. A cat"
+    assert joined(" kept ") == " kept "
+
+
+def encoded(image: Image.Image, form: str, **options) -> dict:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def photograph() -> Image.Image:
+    with Image.open(PACKAGE / "demo" / "images" / "001.jpg") as image:
+        return image.copy()
+
+
+class TestImages:
+    def close(self, image: Image.Image, wanted: Image.Image, tolerance: float = 3) -> None:
+        assert image.mode == "RGB"
+        assert image.size == wanted.size
+        difference = np.asarray(image, float) - np.asarray(wanted.convert("RGB"), float)
+        assert np.abs(difference).mean() < tolerance
+
+    @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16", "I"])
+    def test_modes(self, mode: str) -> None:
+        grey = photograph().convert("L")
+        if mode in ("I;16", "I"):
+            values = np.asarray(grey, np.uint16) * 257
+            image = (
+                Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.astype(np.int32))
+            )
+            self.close(open_image(encoded(image, "TIFF")), grey)
+            return
+        image = photograph().convert(mode)
+        wanted = photograph() if mode in ("P", "RGBA") else image.convert("L")
+        self.close(open_image(encoded(image, "PNG")), wanted, tolerance=30 if mode == "P" else 3)
+
+    def test_cmyk(self) -> None:
+        image = photograph().convert("CMYK")
+        self.close(open_image(encoded(image, "JPEG", quality=95)), image, tolerance=5)
+
+    def test_transparent_areas_are_white(self) -> None:
+        image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+        assert open_image(encoded(image, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+
+    def test_exif_rotation(self) -> None:
+        image = photograph()
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+        turned = open_image(encoded(image, "JPEG", exif=exif, quality=95))
+        self.close(turned, image.transpose(Image.Transpose.ROTATE_270))
+
+    def test_huge(self) -> None:
+        image = open_image(encoded(Image.new("RGB", (10_000, 10_000), "red"), "PNG"))
+        assert image.size == (10_000, 10_000)
+
+    @pytest.mark.parametrize("size", [(1, 1), (50, 1), (3, 40)])
+    def test_sides_that_look_like_channels_are_enlarged(self, size: tuple[int, int]) -> None:
+        image = open_image(encoded(Image.new("RGB", size, (250, 3, 9)), "PNG"))
+        assert image.size == (4 * size[0], 4 * size[1])
+        assert set(image.getdata()) == {(250, 3, 9)}
+
+    def test_truncated(self) -> None:
+        from PIL import ImageFile
+
+        cell = encoded(photograph(), "JPEG")
+        cell["bytes"] = cell["bytes"][: len(cell["bytes"]) // 2]
+        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        for tolerant in (True, False):  # the harness sets it
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+            with pytest.raises(MIRError, match="the image cannot be read"):
+                open_image(cell)
+            assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
