@@ -17,7 +17,7 @@ test: $(VENV)/ready
 # All tests, then those that run a model once more on transformers 4, where users of `--model llava` live.
 test-all: $(VENV)/ready $(VENV4)/ready
 	$(BIN)/python -m pytest -q
-	$(VENV4)/bin/python -m pytest -q tests/test_capture.py tests/test_harness.py tests/test_command.py
+	$(VENV4)/bin/python -m pytest -q tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -32,4 +32,5 @@ $(VENV)/ready: pyproject.toml
 $(VENV4)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV4)
 	$(VENV4)/bin/pip install --quiet --editable '.[dev]' 'transformers==4.57.6' 'datasets<5'
+	$(VENV4)/bin/pip install --quiet --no-deps llava-torch
 	touch $@
