@@ -104,6 +104,8 @@ class Adapter:
         self.tokenizer = find_tokenizer(lm)
         self.placement = placement
         """None until the first document has shown what works."""
+        self.notes: list[str] = []
+        """What a reader of the value should know of the placement."""
 
     @property
     def batch_size(self) -> int:
@@ -134,27 +136,40 @@ class Adapter:
             "placement": self.placement,
         }
 
-    def run(self, batch: list[Document]) -> Iterator[tuple[Document, Outcome]]:
-        """Each document of a batch with what the model saw of it, or why it cannot be measured."""
-        outcomes = self._attempt(batch, self.placement) if self.placement else self._settle(*batch)
+    def run(self, batch: list[Document], probe: Document | None) -> Iterator[tuple[Document, Outcome]]:
+        """Each document of a batch with what the model saw of it, or why it cannot be measured.
+
+        Args:
+            batch: up to `batch_size` documents.
+            probe: another document, to tell a placement that the adapter does not do from a document
+                that fails.
+        """
+        outcomes = (
+            self._attempt(batch, self.placement) if self.placement else self._settle(batch[0], probe)
+        )
         for document, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Rejected) and len(batch) > 1:
                 # Alone, a document has the adapter to itself and the reason is its own.
                 (outcome,) = self._attempt([document], self.placement)
             yield document, outcome
 
-    def _settle(self, document: Document) -> list[Outcome]:
-        """Go through the placements on one document, and keep the first that works."""
+    def _settle(self, document: Document, probe: Document | None) -> list[Outcome]:
+        """Go through the placements, and keep the first that works on either document."""
         reasons: dict[str, str] = {}
         for placement in supported(self.lm):
             (outcome,) = self._attempt([document], placement)
-            if isinstance(outcome, Seen):
-                for tried, reason in reasons.items():
-                    logger.warning(
-                        f"{type(self.lm).__name__} does not do {tried} ({reason}); "
-                        f"the text is placed by {placement}"
-                    )
+            if isinstance(outcome, Rejected) and probe is not None:
+                (probed,) = self._attempt([probe], placement)
+                if isinstance(probed, Seen):  # so it was the document, or an accident
+                    (outcome,) = self._attempt([document], placement)
+                    self.placement = placement
+            if isinstance(outcome, Seen) or self.placement:
                 self.placement = placement
+                self.notes = [
+                    f"{type(self.lm).__name__} does not do {tried} ({reason}); the text is placed by "
+                    f"{placement}"
+                    for tried, reason in reasons.items()
+                ]
                 return [outcome]
             reasons[placement] = outcome.reason
         if len(set(reasons.values())) == 1:

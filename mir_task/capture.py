@@ -14,6 +14,7 @@ Vision rows are found twice where the model allows it:
   module gives that very row for a token id of this forward.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,9 +103,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     found = []
     for name, module in model.named_modules():
         layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
-        embeddings = [c for c in module.children() if isinstance(c, nn.Embedding)]
-        if len(layers) == 1 and embeddings:
-            embedding = max(embeddings, key=lambda candidate: candidate.num_embeddings)
+        if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
             found.append(Decoder(name, module, layers[0], embedding))
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
@@ -113,6 +112,15 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"embedding, found {names}; MIR is defined on the layers of a single text decoder"
         )
     return found[0]
+
+
+def _input_embedding(module: nn.Module) -> nn.Module | None:
+    """The input embedding that a module owns, wrapped by an adapter of PEFT or not."""
+    own = [child for child in module.children() if isinstance(child, nn.Embedding)]
+    if own:
+        return max(own, key=lambda embedding: embedding.num_embeddings)
+    named = getattr(module, "embed_tokens", None)
+    return named if isinstance(named, nn.Module) else None
 
 
 def vision_token_ids(model: nn.Module) -> set[int]:
@@ -147,18 +155,18 @@ class HiddenStateCapture:
         self._signature = inspect.signature(self.decoder.module.forward)
         self._handles: list[RemovableHandle] = []
         self._pending: _PendingForward | None = None
+        self._arguments: dict[str, Any] = {}
         self._embedded_ids: list[Tensor] = []
-        self._outer_arguments: list[dict[str, Tensor]] = []
+        self._outer_arguments: dict[int, dict[str, Tensor]] = {}
         self._own_generate: Any = None
 
     def __enter__(self) -> Self:
         decoder = self.decoder
         hooks = self._handles
         try:
-            for ancestor in self._ancestors():
-                hooks.append(
-                    ancestor.register_forward_pre_hook(self._guarded(self._note_outer), with_kwargs=True)
-                )
+            for depth, ancestor in enumerate(self._ancestors()):
+                note = functools.partial(self._note_outer, depth)
+                hooks.append(ancestor.register_forward_pre_hook(self._guarded(note), with_kwargs=True))
             hooks.append(
                 decoder.embedding.register_forward_pre_hook(
                     self._guarded(self._note_embedding), with_kwargs=True
@@ -167,7 +175,7 @@ class HiddenStateCapture:
             hooks.append(
                 decoder.module.register_forward_pre_hook(self._guarded(self._begin), with_kwargs=True)
             )
-            for layer in decoder.layers[1:]:
+            for layer in decoder.layers:
                 hooks.append(
                     layer.register_forward_pre_hook(
                         self._guarded(self._keep_layer_input), with_kwargs=True
@@ -195,8 +203,9 @@ class HiddenStateCapture:
         self._forget()
 
     def take(self) -> list[Prefill]:
-        """Prefills kept since the last call, oldest first."""
+        """Prefills kept since the last call, oldest first; forgets what broken-off forwards left."""
         taken, self.prefills = self.prefills, []
+        self._forget()
         return taken
 
     def _ancestors(self) -> list[nn.Module]:
@@ -231,15 +240,20 @@ class HiddenStateCapture:
 
     def _forget(self) -> None:
         self._pending = None
+        self._arguments = {}
         self._embedded_ids.clear()
         self._outer_arguments.clear()
 
-    def _note_outer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_outer(
+        self, depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # What stands at this depth or below is of a forward that broke off.
+        self._outer_arguments = {d: held for d, held in self._outer_arguments.items() if d < depth}
         named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
         kept = {name: named.get(name) for name in ("input_ids", "attention_mask")}
-        self._outer_arguments.append(
-            {name: value for name, value in kept.items() if isinstance(value, Tensor)}
-        )
+        self._outer_arguments[depth] = {
+            name: value for name, value in kept.items() if isinstance(value, Tensor)
+        }
 
     def _note_embedding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else kwargs["input"]
@@ -247,14 +261,17 @@ class HiddenStateCapture:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
-        self._pending = None
+        self._pending, self._arguments = None, {}
         if _cached_length(arguments.get("past_key_values")) > 0:
             return
         self.forwards += 1
-        embeds = arguments.get("inputs_embeds")
-        if embeds is None:  # token ids alone: no vision token can be among them
-            return
-        outer = [*self._outer_arguments, arguments]
+        self._arguments = arguments
+        if arguments.get("inputs_embeds") is not None:
+            self._start(arguments["inputs_embeds"])
+
+    def _start(self, embeds: Tensor) -> None:
+        """Tell the positions of a prefill apart by what enters the first layer."""
+        outer = [*self._outer_arguments.values(), self._arguments]
         shape = tuple(embeds.shape[:2])
         real = _first_of_shape(outer, "attention_mask", shape)
         ids = _first_of_shape(outer, "input_ids", shape)
@@ -284,8 +301,13 @@ class HiddenStateCapture:
         return torch.tensor(found).reshape(embeds.shape[:2])
 
     def _keep_layer_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._pending is not None:
-            self._pending.keep(args[0] if args else kwargs["hidden_states"])
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if layer is not self.decoder.layers[0]:
+            if self._pending is not None:
+                self._pending.keep(hidden)
+        elif self._arguments.get("input_ids") is not None:
+            # The decoder embeds by itself, and may merge image features by itself.
+            self._start(hidden)
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         pending, self._pending = self._pending, None
@@ -393,6 +415,8 @@ def _locate(
             found["token_ids"] = by_ids
     if embedded_ids is not None:
         found["provenance"] = (embedded_ids == NO_TOKEN) & real
+        if not found["provenance"].any():  # placeholders embedded as any token: no vision rows at all
+            found.pop("token_ids", None)
     if len(found) == 2 and not torch.equal(*found.values()):
         differing = (found["token_ids"] != found["provenance"]).nonzero().flatten()
         raise MIRError(

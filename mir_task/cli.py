@@ -6,7 +6,7 @@ import click
 
 from mir_task import __version__
 from mir_task.errors import MIRError
-from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task
+from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task, tasks_in
 
 
 class _Group(click.Group):
@@ -53,7 +53,7 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
 
     paths = packaged_tasks()
     if include_path is not None:
-        paths |= {path.stem: path for path in include_path.rglob("*.yaml")}
+        paths |= tasks_in(include_path)
     if task not in paths:
         raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
     keys = mir_keys(read_task(paths[task], paths))

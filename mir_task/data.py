@@ -38,6 +38,7 @@ _FREE = {
     "mir_placement",
     "mir_outliers",
     "mir_on_error",
+    "mir_late_outliers",
     "mir_groups",
 }
 
@@ -176,7 +177,9 @@ def load(task: str, source: Source) -> tuple[datasets.Dataset, str]:
         path = _local(name)
         try:
             rows = _load_split(path, source)
-        except (FileNotFoundError, ConnectionError) as error:
+        except (OSError, ConnectionError, ValueError) as error:
+            if isinstance(error, MIRError):
+                raise
             failures.append(f"{name}: {str(error).splitlines()[0]}")
             continue
         for column in filter(None, (source.column, source.id_column)):
@@ -191,6 +194,9 @@ def load(task: str, source: Source) -> tuple[datasets.Dataset, str]:
     )
 
 
+_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
 def _load_split(path: str, source: Source) -> datasets.Dataset:
     """One split, without fetching the files of the others.
 
@@ -199,8 +205,7 @@ def _load_split(path: str, source: Source) -> datasets.Dataset:
         ConnectionError: the Hub cannot be reached.
         MIRError: there is no such split.
     """
-    if path.endswith((".jsonl", ".json", ".parquet")):
-        builder = "parquet" if path.endswith(".parquet") else "json"
+    if (builder := _FILES.get(Path(path).suffix)) is not None:
         return datasets.load_dataset(builder, data_files=path, split="train")
     files = datasets.load_dataset_builder(path, source.config).config.data_files
     if not files:  # a copy in the cache of the Hub's client, read offline
@@ -237,14 +242,17 @@ def _check_column(rows: datasets.Dataset, column: str, source: Source) -> None:
         )
 
 
-def joined(text: str | list[str]) -> str:
+def joined(text: str | list[str] | None) -> str:
     """One text of one image: several captions are stripped and joined by one space."""
-    return text if isinstance(text, str) else " ".join(caption.strip() for caption in text)
+    return text if isinstance(text, str) else " ".join(caption.strip() for caption in text or ())
 
 
 def _image_cell(cell: str | dict[str, Any], path: str) -> dict[str, Any]:
-    """Image cell of the `datasets` form; a string is a path relative to the file that names it."""
-    return cell if isinstance(cell, dict) else {"bytes": None, "path": str(Path(path).parent / cell)}
+    """Image cell of the `datasets` form; a string is a path relative to its data set."""
+    if isinstance(cell, dict):
+        return cell
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return {"bytes": None, "path": str(folder / cell)}
 
 
 def _with_bytes(cell: dict[str, Any]) -> dict[str, Any]:

@@ -62,3 +62,12 @@ def gather(part: Part) -> list[Part] | None:
     parts: list[Part | None] = [None] * size
     dist.gather_object(part, parts if dist.get_rank() == 0 else None, dst=0)
     return [p for p in parts if p is not None] if dist.get_rank() == 0 else None
+
+
+def broadcast(value: Part | None) -> Part | None:
+    """Process 0's value on all processes."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -16,11 +16,12 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
+from tqdm import tqdm
 
 from mir_task.data import documents, open_image
-from mir_task.distributed import gather, on_every_rank
+from mir_task.distributed import broadcast, gather, on_every_rank, world_size
 from mir_task.errors import MIRError
-from mir_task.measure import Measurement, measure
+from mir_task.measure import Measurement, measure, merged
 from mir_task.metric import MIRResult
 from mir_task.moments import MIRMeter
 from mir_task.placement import Document
@@ -43,6 +44,8 @@ class MIRTask(ConfigurableTask):
     """
 
     VERSION = 1
+    mir_first = True
+    """Read by `mir_task.plugin`, which puts such tasks before all others."""
     by_name: ClassVar[dict[str, "MIRTask"]] = {}
     """Tasks of this process; a request carries no more than its task's name."""
 
@@ -51,19 +54,32 @@ class MIRTask(ConfigurableTask):
         self.name = name = config["task"]
         self.settings = Settings.of_task(name, mir_keys(config))
         self.result: MIRResult | None = None
+        self.metadata: dict[str, Any] = {"version": self.VERSION}
         config = {key: value for key, value in config.items() if key not in (*mir_keys(config), "class")}
-        metadata = {"version": self.VERSION, **(config.pop("metadata", None) or {})}
+        metadata = config.pop("metadata", None) or {}
+        for part in metadata if isinstance(metadata, list) else [metadata]:
+            self.metadata |= part
         super().__init__(
             config={
                 **config,
                 "test_split": SPLIT,
-                "metadata": {**metadata, **self.settings.model_dump()},
+                "num_fewshot": 0,
+                "metadata": {**self.metadata, **self.settings.model_dump()},
             }
         )
         # Set after the parent's start, which knows its own request types only.
         self._config.output_type = self.OUTPUT_TYPE = "mir_prefill"
         self._config.generation_kwargs = None
-        self.by_name[name] = self
+
+    def build_all_requests(self, **options: Any) -> None:
+        """Build the requests of a run, and be the task that its requests mean.
+
+        The harness's cache of built requests goes by the task's name alone, whatever the task draws,
+        so it is not used.
+        """
+        self.result = None
+        self.by_name[self.name] = self
+        super().build_all_requests(**{**options, "cache_requests": False})
 
     def download(self, dataset_kwargs: Any = None) -> None:
         """Draw the documents. The parent's version retries and hides the cause of a failure."""
@@ -132,25 +148,38 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     Raises:
         MIRError: on every process alike, when one of them cannot go on.
     """
-    measured = {}
+    world_size()
+    _keep_out_of_the_efficiency_summary()
+    counted: dict[tuple[str, int], dict[str, Any]] = {}
     for name in dict.fromkeys(request.metadata["task"] for request in requests):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
+        settings = task.settings
+        meter: MIRMeter | None = MIRMeter(
+            outliers=settings.mir_outliers,
+            groups=settings.mir_groups,
+            late="raise" if settings.mir_late_outliers == "second_pass" else "count",
+        )
+        while meter is not None:
+            with on_every_rank():
+                measured = _measure(lm, task, own, meter)
+            parts = gather(measured)
+            whole: Measurement | None = None
+            with on_every_rank():
+                if parts is not None:
+                    whole = merged(parts)
+            again = whole is not None and whole.meter.late == "raise" and whole.meter.needs_second_pass()
+            meter = broadcast(whole.meter.second_pass() if whole is not None and again else None)
+            if meter is not None:
+                logger.warning(f"{name}: the outliers' bounds moved, so all documents run once more")
         with on_every_rank():
-            measured[name] = _measure(lm, task, own)
-        parts = gather(measured[name])
-        with on_every_rank():
-            if parts is not None:
-                _conclude(lm, task, parts)
-    counted = {
-        (name, document["row"]): document
-        for name, measurement in measured.items()
-        for document in measurement.documents.values()
-    }
+            if whole is not None:
+                _conclude(lm, task, whole)
+        counted |= {(name, document["row"]): document for document in measured.documents.values()}
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
 
 
-def _measure(lm: lmms, task: MIRTask, requests: list[Instance]) -> Measurement:
+def _measure(lm: lmms, task: MIRTask, requests: list[Instance], meter: MIRMeter) -> Measurement:
     settings, rows = task.settings, task.test_docs()
     # `--repeats` sends a document several times, and processes are filled up with copies of their
     # last request: copies run where every process has to take part, but count nowhere.
@@ -169,11 +198,30 @@ def _measure(lm: lmms, task: MIRTask, requests: list[Instance]) -> Measurement:
     return measure(
         lm,
         wanted,
-        MIRMeter(outliers=settings.mir_outliers, groups=settings.mir_groups),
+        meter,
         placement=settings.mir_placement,
         skip_failures=settings.mir_on_error == "skip",
         name=name,
     )
+
+
+def _keep_out_of_the_efficiency_summary() -> None:
+    """Have the harness sum up tokens of benchmarks alone: MIR's requests generate nothing."""
+    from lmms_eval import evaluator
+
+    summarise = evaluator.build_efficiency_summary
+    if hasattr(summarise, "without_mir"):
+        return
+
+    def without_mir(results: dict[str, Any]) -> Any:
+        samples = results.get("samples")
+        if not isinstance(samples, dict):
+            return summarise(results)
+        others = {name: rows for name, rows in samples.items() if name not in MIRTask.by_name}
+        return summarise({**results, "samples": others})
+
+    without_mir.without_mir = True  # type: ignore[attr-defined]
+    evaluator.build_efficiency_summary = without_mir
 
 
 def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
@@ -184,17 +232,14 @@ def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
     return json.dumps(counts), {"input_tokens": document["tokens"]}
 
 
-def _conclude(lm: lmms, task: MIRTask, parts: list[Measurement]) -> None:
-    """Compute the task's result from all processes' measurements and write its report."""
-    whole, *others = parts
-    for other in others:
-        whole.merge(other)
+def _conclude(lm: lmms, task: MIRTask, whole: Measurement) -> None:
+    """Compute the task's result and write its report."""
     name = task.config.task
     if not len(whole.meter):
         reason = next(iter(whole.skipped.values()), "the run has none")
         raise MIRError(f"{name}: no document could be measured; the first: {reason}")
     started = time.perf_counter()
-    task.result = whole.meter.compute()
+    task.result = whole.meter.compute(lambda layers: tqdm(layers, desc=f"{name}: layers"))
     warnings = whole.warnings(task.result)
     for warning in warnings:
         logger.warning(f"{name}: {warning}")
@@ -243,11 +288,11 @@ def _run_of_the_harness() -> dict[str, Any]:
     arguments = values.get("model_args") or ""
     name = tracker.general_config_tracker.model_name if tracker is not None else ""
     # The harness keeps keys and tokens out of its results; so does the side file.
-    redact = frame.f_globals["_redact_eval_config_secrets"] if frame else str
+    redact = (frame.f_globals if frame else {}).get("_redact_eval_config_secrets", str)
     return {
         "model": model if isinstance(model, str) else type(model).__name__,
         "model_args": redact(arguments),
-        "model_name": name or str(arguments),
+        "model_name": redact(name or str(redact(arguments))),
         "stem": stem,
     }
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class Measurement:
     """Per document id: why it could not be measured."""
     facts: dict[str, Any] = field(default_factory=dict)
     """About the model and the prompt; the same on every process."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks on how the text was placed."""
     seconds: float = 0.0
     """Wall time of the forwards."""
 
@@ -46,14 +48,15 @@ class Measurement:
         self.documents |= other.documents
         self.skipped |= other.skipped
         self.facts = self.facts or other.facts
+        self.notes = self.notes or other.notes
         self.seconds = max(self.seconds, other.seconds)
 
     def warnings(self, result: MIRResult) -> list[str]:
         """What a reader of the value should know."""
-        found = []
+        found = list(self.notes)
         layer, size = result.layers[0], self.facts["hidden_size"]
         for modality, tokens in (("vision", layer.vision_tokens), ("text", layer.text_tokens)):
-            if tokens < size:
+            if tokens <= size:  # n tokens have a covariance of rank n - 1
                 found.append(
                     f"{tokens} {modality} tokens in {size} dimensions: their covariance is singular. "
                     "The distance is exact for these tokens but biased upwards, so compare it only "
@@ -71,6 +74,18 @@ class Measurement:
                 f"measured: {_named(cut)}. Set mir_text_limit (words) to choose the length yourself"
             )
         return found
+
+
+def merged(parts: Sequence[Measurement]) -> Measurement:
+    """One measurement of the parts of all processes; the first one takes the others in.
+
+    Raises:
+        MIRError: as `Measurement.merge`.
+    """
+    whole, *others = parts
+    for other in others:
+        whole.merge(other)
+    return whole
 
 
 def _named(ids: Iterable[str]) -> str:
@@ -108,7 +123,8 @@ def measure(
         queue = deque(run.within_context(adapter, documents))
         with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:
             while queue:
-                for document, outcome in adapter.run(_batch(queue, adapter.batch_size)):
+                batch = _batch(queue, adapter.batch_size)
+                for document, outcome in adapter.run(batch, probe=queue[0] if queue else None):
                     if isinstance(outcome, Seen):
                         run.count(adapter, document, outcome)
                         if len(run.done.documents) == 1:
@@ -116,6 +132,7 @@ def measure(
                     else:
                         run.reject(document, outcome)
                     bar.update(1)
+        run.done.notes = adapter.notes
     run.done.seconds = time.perf_counter() - started
     return run.done
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
+from mir_task.frechet import Gaussian, frechet_terms
 
 OUTLIER_RULES = ("replace", "drop")
 
@@ -38,6 +39,8 @@ class LayerResult:
     """1-based index of the decoder layer."""
     frechet: float
     """F_k, the true Fréchet distance."""
+    frechet_error: float
+    """Estimate of the numerical error of `frechet`."""
     frechet_published_fast: float
     """F_k with Tr(S_v S_t) for the root term, as the published default mode has it."""
     mean_term: float
@@ -71,6 +74,8 @@ class MIRResult:
     """Delete-a-group jackknife standard error of `mir`; None where no groups were kept."""
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
     """[group][layer]: F_k of all documents but that group's."""
+    late_tokens: int = 0
+    """Tokens that `MIRMeter` folded in before they turned out outliers; see there."""
 
     @property
     def mir(self) -> float:
@@ -93,6 +98,7 @@ class MIRResult:
             "outliers": self.outliers,
             "layers": [asdict(layer) for layer in self.layers],
             "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
+            "late_tokens": self.late_tokens,
         }
 
     @classmethod
@@ -103,103 +109,8 @@ class MIRResult:
             outliers=values["outliers"],
             mir_stderr=values["mir_stderr"],
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
+            late_tokens=values["late_tokens"],
         )
-
-
-class FrechetTerms(NamedTuple):
-    """The terms of the Fréchet distance between two Gaussians."""
-
-    mean: float
-    """||mu_a - mu_b||^2."""
-    traces: float
-    """Tr(S_a) + Tr(S_b)."""
-    root: float
-    """Tr((S_a S_b)^(1/2))."""
-    product: float
-    """Tr(S_a S_b)."""
-    resolution: float
-    """Covariance terms below this are zero to the precision of the arithmetic."""
-
-    @property
-    def covariance(self) -> float:
-        """Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^(1/2)), which rounding must not make negative."""
-        return max(self.traces - 2 * self.root, 0.0)
-
-    @property
-    def distance(self) -> float:
-        """The Fréchet distance, at least 0."""
-        return self.mean + self.covariance
-
-
-class Gaussian(NamedTuple):
-    """Mean [d] and covariance of a set of tokens, as [d, d] or as a factor of fewer rows than d."""
-
-    mean: Tensor
-    covariance: Tensor | None
-    factor: Tensor | None
-    """[n, d] with factor^T factor = covariance: the centred tokens over sqrt(n - 1), where n < d."""
-
-    @classmethod
-    def from_tokens(cls, tokens: Tensor) -> "Gaussian":
-        """Mean and covariance (n - 1) of tokens [n, d], in their dtype and on their device."""
-        mean = tokens.mean(0)
-        centred = (tokens - mean) / math.sqrt(len(tokens) - 1)
-        if len(tokens) < tokens.shape[1]:
-            return cls(mean, covariance=None, factor=centred)
-        return cls(mean, covariance=centred.T @ centred, factor=None)
-
-    def trace(self) -> float:
-        """Tr(S)."""
-        if self.factor is not None:
-            return float(self.factor.square().sum())
-        assert self.covariance is not None
-        return float(self.covariance.trace())
-
-    def covariance_root(self) -> Tensor:
-        """Any [m, d] matrix with root^T root = S: the factor, a Cholesky factor, or the square root."""
-        if self.factor is not None:
-            return self.factor
-        assert self.covariance is not None
-        lower, failed = torch.linalg.cholesky_ex(self.covariance)
-        if failed:
-            values, vectors = torch.linalg.eigh(self.covariance)
-            lower = vectors * values.clamp(min=0).sqrt()
-        root: Tensor = lower.T
-        return root
-
-
-def frechet_terms(a: Gaussian, b: Gaussian) -> FrechetTerms:
-    """Terms of the Fréchet distance, exact for singular covariances and with no epsilon added.
-
-    With A^T A = S_a and B^T B = S_b, Tr((S_a S_b)^(1/2)) is the nuclear norm of A B^T. Two factors of
-    few tokens give it by its singular values; otherwise the eigenvalues of A S_b A^T are their squares.
-    """
-    if b.factor is not None and (a.factor is None or len(b.factor) < len(a.factor)):
-        a, b = b, a
-    root_a = a.covariance_root()
-    if b.factor is not None:
-        cross = root_a @ b.factor.T
-        root = torch.linalg.svdvals(cross).sum().item()
-        product = cross.square().sum().item()
-    else:
-        assert b.covariance is not None
-        gram = root_a @ b.covariance @ root_a.T
-        gram = (gram + gram.T) / 2
-        root = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum().item()
-        product = gram.trace().item()
-    traces = a.trace() + b.trace()
-    return FrechetTerms(
-        mean=(a.mean - b.mean).square().sum().item(),
-        traces=traces,
-        root=root,
-        product=product,
-        resolution=math.sqrt(torch.finfo(a.mean.dtype).eps) * traces,
-    )
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between the Gaussians of tokens a [r, d] and b [s, d], in float64."""
-    return frechet_terms(Gaussian.from_tokens(a.double()), Gaussian.from_tokens(b.double())).distance
 
 
 def outlier_mask(norms: Tensor) -> Tensor:
@@ -248,47 +159,74 @@ def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
             )
 
 
-def layer_result(
-    layer: int, vision: Tensor, text: Tensor, *, outliers: str, dtype: torch.dtype
-) -> tuple[LayerResult, float]:
-    """One layer's result from pooled tokens [r, d] and [s, d], and the resolution of its distance.
+class Modality(NamedTuple):
+    """The tokens of one modality in one layer, as far as the distance needs them."""
+
+    gaussian: Gaussian
+    """Of the raw tokens, after the outlier rule."""
+    tokens: int
+    """Before the outlier rule."""
+    outliers: int
+    norm: float
+    """Mean raw L2 norm, outliers included."""
+
+    @classmethod
+    def from_tokens(cls, tokens: Tensor, rule: str) -> "Modality":
+        """From all tokens [n, d], in their dtype."""
+        norms = torch.linalg.vector_norm(tokens, dim=1)
+        mask = outlier_mask(norms)
+        cleaned = without_outliers(tokens, mask, rule)
+        return cls(Gaussian.from_tokens(cleaned), len(tokens), int(mask.sum()), float(norms.mean()))
+
+
+def check_enough(layer: int, modality: str, tokens: int) -> None:
+    """Raise MIRError where there are too few tokens for a covariance."""
+    if tokens < 2:
+        raise MIRError(
+            f"layer {layer}: {tokens} {modality} token(s); "
+            "a covariance takes at least 2, so measure more documents"
+        )
+
+
+def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
+    """One layer's result.
 
     Raises:
-        MIRError: fewer than 2 tokens of a modality, or text tokens whose norms are all zero.
+        MIRError: text tokens whose norms are all zero.
     """
-    modalities = (("vision", vision.to(dtype)), ("text", text.to(dtype)))
-    norms, masks, gaussians = {}, {}, {}
-    for modality, tokens in modalities:
-        if len(tokens) < 2:
-            raise MIRError(
-                f"layer {layer}: {len(tokens)} {modality} token(s); "
-                "a covariance takes at least 2, so measure more documents"
-            )
-        norms[modality] = torch.linalg.vector_norm(tokens, dim=1)
-        masks[modality] = outlier_mask(norms[modality])
-        gaussians[modality] = Gaussian.from_tokens(without_outliers(tokens, masks[modality], outliers))
-    text_norm = norms["text"].mean().item()
-    if text_norm == 0:
+    if text.norm == 0:
         raise MIRError(f"layer {layer}: every text token is zero, so there is no text norm")
-    scale = 1 / text_norm
+    scale = 1 / text.norm
     # The distance is homogeneous, so scaling its terms is scaling the tokens (eq. 2).
-    raw = frechet_terms(gaussians["vision"], gaussians["text"])
+    raw = frechet_terms(vision.gaussian, text.gaussian)
     mean_term, traces = raw.mean * scale**2, raw.traces * scale**2
     covariance_term = raw.covariance * scale**2
     return LayerResult(
         layer=layer,
         frechet=mean_term + covariance_term,
+        frechet_error=raw.error * scale**2,
         frechet_published_fast=mean_term + traces - 2 * raw.product * scale**4,
         mean_term=mean_term,
         covariance_term=covariance_term,
         text_scale=scale,
-        vision_tokens=len(vision),
-        text_tokens=len(text),
-        vision_outliers=int(masks["vision"].sum()),
-        text_outliers=int(masks["text"].sum()),
-        vision_norm=norms["vision"].mean().item(),
-        text_norm=text_norm,
-    ), raw.resolution * scale**2
+        vision_tokens=vision.tokens,
+        text_tokens=text.tokens,
+        vision_outliers=vision.outliers,
+        text_outliers=text.outliers,
+        vision_norm=vision.norm,
+        text_norm=text.norm,
+    )
+
+
+def check_not_zero(layers: Sequence[LayerResult]) -> None:
+    """Raise MIRError where the sum of distances is zero to the precision of the arithmetic."""
+    total = sum(layer.frechet for layer in layers)
+    if total <= 4 * sum(layer.frechet_error for layer in layers):
+        raise MIRError(
+            f"the Fréchet distances of all layers sum to {total:.1e}, which is zero to rounding: "
+            "vision and text tokens are the same, so MIR = log10(0) does not exist; "
+            "check that the two sets of tokens are not one set passed twice"
+        )
 
 
 def modality_integration_rate(
@@ -318,18 +256,12 @@ def modality_integration_rate(
     """
     check_outlier_rule(outliers)
     check_rows(vision, text)
-    layers, resolution = [], 0.0
-    for number, (vision_rows, text_rows) in enumerate(zip(vision, text, strict=True), start=1):
-        layer, layer_resolution = layer_result(
-            number, vision_rows, text_rows, outliers=outliers, dtype=dtype or torch.float64
-        )
-        layers.append(layer)
-        resolution += layer_resolution
-    total = sum(layer.frechet for layer in layers)
-    if total <= resolution:
-        raise MIRError(
-            f"the Fréchet distances of all layers sum to {total:.1e}, which is zero to rounding: "
-            "vision and text tokens are the same, so MIR = log10(0) does not exist; "
-            "check that the two sets of tokens are not one set passed twice"
-        )
+    layers = []
+    for number, rows in enumerate(zip(vision, text, strict=True), start=1):
+        modalities = []
+        for modality, tokens in zip(("vision", "text"), rows, strict=True):
+            check_enough(number, modality, len(tokens))
+            modalities.append(Modality.from_tokens(tokens.to(dtype or torch.float64), outliers))
+        layers.append(layer_result(number, *modalities))
+    check_not_zero(layers)
     return MIRResult(layers=tuple(layers), outliers=outliers)

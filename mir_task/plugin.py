@@ -46,6 +46,14 @@ def register() -> list[Any]:
         )
         return index
 
+    load = TaskManager.load_task_or_group
+
+    def with_mir_first(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        # A benchmark that crashes later then takes no MIR with it.
+        tasks = load(self, *args, **kwargs)
+        return dict(sorted(tasks.items(), key=lambda item: not hasattr(item[1], "mir_first")))
+
+    TaskManager.load_task_or_group = with_mir_first
     lmms.mir_prefill = mir_prefill
     TaskManager.initialize_tasks = with_mir_tasks
     return []

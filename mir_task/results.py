@@ -2,9 +2,11 @@
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mir_task import __version__
 from mir_task.metric import MIRResult
 
 SCHEMA_VERSION = 1
@@ -69,6 +71,5 @@ def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a value can depend on."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("mir-task", "lmms-eval", "transformers", "torch")}
+    others = {name: version(name) for name in ("lmms-eval", "transformers", "torch")}
+    return {"mir-task": __version__, **others}

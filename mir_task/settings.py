@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mir_task.errors import MIRError
 
@@ -46,8 +46,18 @@ class Settings(BaseModel):
     mir_outliers: Literal["replace", "drop"] = "replace"
     mir_on_error: Literal["stop", "skip"] = "stop"
     """What a document that cannot be measured does to the run."""
+    mir_late_outliers: Literal["second_pass", "count"] = "second_pass"
+    """What follows when a token was folded into the statistics before it turned out an outlier: the
+    documents run once more, or the tokens are counted in the side file (`late_tokens`)."""
     mir_groups: int = Field(default=5, ge=0)
     """Groups of the jackknife behind `mir_stderr`; 0 for none."""
+
+    @field_validator("mir_groups")
+    @classmethod
+    def _not_one(cls, groups: int) -> int:
+        if groups == 1:
+            raise ValueError("must be 0 (no standard error) or at least 2")
+        return groups
 
     @classmethod
     def of_task(cls, name: str, keys: Mapping[str, Any]) -> "Settings":
@@ -73,33 +83,51 @@ _Loader.add_constructor("!function", lambda loader, node: loader.construct_scala
 
 def packaged_tasks() -> dict[str, Path]:
     """YAML file of each MIR task of this package, by the task's name."""
-    return {path.stem: path for path in sorted(TASK_CONFIGS.glob("mir_*.yaml"))}
+    return tasks_in(TASK_CONFIGS)
 
 
-def with_base(config: Mapping[str, Any], paths: Mapping[str, Path]) -> dict[str, Any]:
+def tasks_in(folder: Path) -> dict[str, Path]:
+    """YAML file of each MIR task in a folder and below, by the task's name."""
+    configs = {path: _read(path) for path in sorted(folder.rglob("*.yaml"))}
+    return {config["task"]: path for path, config in configs.items() if mir_keys(config)}
+
+
+def with_base(
+    config: Mapping[str, Any], paths: Mapping[str, Path], within: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A task's configuration on top of the MIR task that its `mir_base` names.
 
     Args:
         config: of the task.
-        paths: YAML files of tasks by name.
+        paths: YAML files of tasks by name. A base of the task's own name is the packaged task.
+        within: bases on the way to this one.
 
     Raises:
-        MIRError: `mir_base` names no task.
+        MIRError: `mir_base` names no task, or bases name each other.
     """
     own = dict(config)
     base = own.pop("mir_base", None)
     if base is None:
         return own
+    if base in within:
+        raise MIRError(f"mir_base goes round in a circle: {' -> '.join([*within, base])}")
+    if base == own.get("task"):
+        paths = {**paths, **packaged_tasks()}
     if base not in paths:
         raise MIRError(
             f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(paths)}"
         )
-    return {**read_task(paths[base], paths), **own}
+    return {**with_base(_read(paths[base]), paths, (*within, base)), **own}
 
 
 def read_task(path: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
     """A task's configuration from its YAML file, with its base's."""
-    return with_base(yaml.load(path.read_text("utf-8"), _Loader), paths)
+    return with_base(_read(path), paths)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    config = yaml.load(path.read_text("utf-8"), _Loader)
+    return config if isinstance(config, dict) else {}
 
 
 def mir_keys(config: Mapping[str, Any]) -> dict[str, Any]:

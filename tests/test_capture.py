@@ -224,6 +224,68 @@ def test_a_failure_that_the_caller_swallows_is_kept(model, processor) -> None:
     assert len(capture.failures) == 1
 
 
+def test_a_forward_that_broke_off_leaves_nothing_to_the_next(model, processor) -> None:
+    first, second = (inputs(processor, [text]) for text in ("A boat.", "A boat!"))
+    assert first["input_ids"].shape == second["input_ids"].shape
+    layer = model.model.language_model.layers[1]
+
+    def break_off(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    with HiddenStateCapture(model) as capture, torch.no_grad():
+        handle = layer.register_forward_pre_hook(break_off)
+        with contextlib.suppress(RuntimeError):
+            model(**first)
+        handle.remove()
+        model(**second)
+    (prefill,) = capture.take()
+    assert prefill.token_ids.tolist() == second["input_ids"][0].tolist()
+    assert_rows(prefill, *expected(model, second, 0))
+
+
+def test_a_decoder_that_merges_the_image_by_itself(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    with torch.no_grad():
+        features = decoder_input(model, encoded)
+    inner = model.model.language_model
+
+    class Merging(nn.Module):
+        """Owns embedding and layers, and is called with ids alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens, self.layers, self.norm = inner.embed_tokens, inner.layers, inner.norm
+            self.config = model.config
+
+        def forward(self, input_ids=None, inputs_embeds=None, past_key_values=None):
+            hidden = self.embed_tokens(input_ids)
+            hidden = torch.where(
+                (input_ids == self.config.image_token_index)[..., None], features, hidden
+            )
+            positions = torch.arange(hidden.shape[1])[None]
+            rotary = inner.rotary_emb(hidden, positions)
+            for layer in self.layers:
+                hidden = layer(hidden, position_embeddings=rotary, attention_mask=None)
+                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            return (self.norm(hidden),)
+
+    with HiddenStateCapture(Merging()) as capture, torch.no_grad():
+        capture.model(encoded["input_ids"])
+    assert capture.failures == []
+    (prefill,) = capture.take()
+    assert_rows(prefill, *expected(model, encoded, 0))
+
+
+def test_a_wrapped_input_embedding_is_found(llava) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import LlavaForConditionalGeneration
+
+    base = LlavaForConditionalGeneration.from_pretrained(llava)
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    decoder = find_decoder(peft.get_peft_model(base, config))
+    assert type(decoder.module).__name__ == "LlamaModel"
+
+
 def test_a_forward_without_an_image_gives_no_prefill(model, processor) -> None:
     ids = processor.tokenizer("No picture here.", return_tensors="pt")["input_ids"]
     with HiddenStateCapture(model) as capture, torch.no_grad():

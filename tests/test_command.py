@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def test_two_runs_agree_to_the_last_digit(both, llava, tmp_path) -> None:
     assert results(tmp_path)["results"]["mir_demo"] == results(folder)["results"]["mir_demo"]
 
 
+def test_the_response_cache_does_not_swallow_documents(llava, tmp_path) -> None:
+    scores = []
+    for name in ("first", "second"):
+        command = [*arguments(llava, tmp_path / name, "mir_demo"), "--limit", "6"]
+        run("lmms-eval", *command, "--use_cache", str(tmp_path / "cache"), cwd=tmp_path)
+        scores.append(results(tmp_path / name)["results"]["mir_demo"])
+    assert scores[0] == scores[1]
+
+
 def test_without_output_path_there_is_the_table_alone(llava, tmp_path) -> None:
     command = arguments(llava, tmp_path, "mir_demo")[:-2]
     log = run("lmms-eval", *command, "--limit", "4", cwd=tmp_path)
@@ -83,7 +93,7 @@ def test_without_output_path_there_is_the_table_alone(llava, tmp_path) -> None:
 
 
 def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
-    # 7 documents: the second process is filled up with a copy, which must not count.
+    # The second process is filled up with a copy of its last document, or of one that it has not.
     launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29517", "-m", "lmms_eval"]
     command = [*launch, *arguments(llava, tmp_path, "mir_demo"), "--limit", "7"]
     run(*command, cwd=tmp_path, OMP_NUM_THREADS="1")
@@ -174,6 +184,16 @@ def test_offline_without_a_copy_is_one_message(llava, tmp_path) -> None:
     assert not list(tmp_path.rglob("*_results.json"))
 
 
+def test_more_processes_than_documents(llava, tmp_path) -> None:
+    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29520", "-m", "lmms_eval"]
+    command = [*launch, *arguments(llava, tmp_path, "mir_demo"), "--limit", "1"]
+    run(*command, cwd=tmp_path, OMP_NUM_THREADS="1")
+    two = results(tmp_path)["results"]["mir_demo"]
+    one = harness.evaluate(harness.load(llava), "mir_demo", limit=1)["results"]["mir_demo"]
+    assert two["mir,none"] == pytest.approx(one["mir,none"], abs=1e-9)
+    assert len(documents(tmp_path)["mir_demo"]) == 1
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
     checkout = Path(__file__).parents[1]
@@ -190,6 +210,9 @@ def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
         cwd=tmp_path,
         PYTHONPATH=str(site),
     )
+    with zipfile.ZipFile(wheel) as archive:
+        (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "mir_task = mir_task.plugin:register" in archive.read(entry_points).decode()
     assert where.split() == [f"{site}/mir_task/settings.py", f"{site}/mir_task/task_configs"]
     log = run(sys.executable, "-m", "mir_task.cli", "demo", "out", cwd=tmp_path, PYTHONPATH=str(site))
     assert "|mir_demo|" in log

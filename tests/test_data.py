@@ -250,3 +250,13 @@ class TestImages:
                 open_image(cell)
             assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def test_data_in_ordinary_shapes(tmp_path) -> None:
+    photograph().save(tmp_path / "a.png")
+    (tmp_path / "rows.csv").write_text("id,image,text\n7,a.png,hello\n8,a.png,\n")
+    keys = {"mir_image_dataset": str(tmp_path / "rows.csv"), "mir_image_id": "id", "mir_documents": 2}
+    rows = {row["id"]: row for row in documents("x", Settings.of_task("x", keys))}
+    assert rows["7"]["text"] == "hello"
+    assert rows["8"]["text"] == ""
+    assert open_image(rows["7"]["image"]).size == photograph().size

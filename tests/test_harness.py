@@ -97,12 +97,28 @@ def test_limit_offset_repeats_and_batches(adapter, tmp_path) -> None:
     assert repeated["results"]["mir_test"]["mir,none"] == whole["results"]["mir_test"]["mir,none"]
 
 
-def test_the_response_cache_does_not_swallow_documents(adapter, tmp_path) -> None:
-    values = [
-        harness.evaluate(adapter(), harness.task(), use_cache=str(tmp_path))["results"]["mir_test"]
-        for _ in range(2)
-    ]
-    assert values[0] == values[1]
+def test_the_cache_of_requests_does_not_fix_the_number_of_documents(adapter, tmp_path) -> None:
+    for count in (4, 8, 3):
+        output = tmp_path / str(count)
+        task = harness.task(mir_documents=count)
+        harness.evaluate(adapter(), task, output=output, cache_requests=True)
+        assert len(harness.report(output)["documents"]) == count
+
+
+def test_a_task_object_used_again_reports_the_run_at_hand(llava, tmp_path) -> None:
+    def weaken(state: dict[str, torch.Tensor]) -> None:
+        for name in state:
+            if name.startswith("multi_modal_projector"):
+                state[name] *= 3
+
+    other = harness.variant(llava, tmp_path / "other", weights=weaken)
+    first, second = harness.task(), harness.task()
+    values = []
+    for task, checkpoint in ((first, llava), (second, other), (first, other)):
+        results = harness.evaluate(harness.load(checkpoint), task)
+        values.append(results["results"]["mir_test"]["mir,none"])
+    assert values[0] != values[1]
+    assert values[2] == values[1]
 
 
 def test_several_tasks_in_one_call(adapter, tmp_path) -> None:
@@ -131,12 +147,20 @@ def test_a_benchmark_in_the_same_run_keeps_its_score_and_throughput(adapter) -> 
     assert "throughput" not in only_mir
 
 
-def test_side_file_is_there_before_other_tasks_run(adapter, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("names", [("mir_demo", "demo_vqa"), ("demo_vqa", "mir_demo")])
+def test_side_file_is_there_before_other_tasks_run(adapter, tmp_path, monkeypatch, names) -> None:
     lm = adapter()
     monkeypatch.setattr(type(lm), "generate_until", fails_on("demo_vqa", type(lm).generate_until))
     with pytest.raises(RuntimeError, match="the benchmark broke"):
-        harness.evaluate(lm, "demo_vqa", "mir_demo", output=tmp_path, limit=5)
+        harness.evaluate(lm, *names, output=tmp_path, limit=5)
     assert harness.report(tmp_path)["mir"]
+
+
+def test_efficiency_figures_of_the_benchmark_are_its_own(adapter) -> None:
+    alone = harness.evaluate(adapter(), "demo_vqa", limit=5, log_samples=True)
+    beside = harness.evaluate(adapter(), "demo_vqa", "mir_demo", limit=5, log_samples=True)
+    assert beside["efficiency"] == alone["efficiency"]
+    assert beside["samples"]["mir_demo"][0]["token_counts"][0]["input_tokens"] > 0
 
 
 def fails_on(name: str, generate_until):
@@ -354,3 +378,63 @@ def test_images_of_every_mode_are_measured(adapter, documents, tmp_path, name: s
     keys = documents(PROSE, images={1: (tmp_path / name).read_bytes()})
     scores = harness.evaluate(adapter(), harness.task(**keys))["results"]["mir_test"]
     assert isinstance(scores["mir,none"], float)
+
+
+class TestPlacement:
+    def failing(self, lm, monkeypatch, calls: int) -> None:
+        """Have the first calls of the model run out of memory."""
+        generate, left = lm._model.generate, [calls]
+
+        def broken(*args, **kwargs):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise torch.OutOfMemoryError("out of memory")
+            return generate(*args, **kwargs)
+
+        monkeypatch.setattr(lm._model, "generate", broken)
+
+    def test_an_accident_on_the_first_document_does_not_change_it(self, adapter, tmp_path, monkeypatch):
+        wanted = harness.evaluate(adapter(), harness.task())["results"]["mir_test"]
+        lm = adapter()
+        self.failing(lm, monkeypatch, calls=1)
+        scores = harness.evaluate(lm, harness.task(), output=tmp_path)["results"]["mir_test"]
+        assert harness.report(tmp_path)["placement"] == "assistant_chat"
+        assert scores == wanted
+
+    def test_a_fallback_is_in_the_side_file(self, adapter, tmp_path) -> None:
+        harness.evaluate(adapter(force_simple=True), harness.task(), output=tmp_path)
+        report = harness.report(tmp_path)
+        if report["placement"] == "assistant_loglikelihood":  # on transformers 4
+            assert not any("does not do" in warning for warning in report["warnings"])
+        else:
+            assert any("does not do assistant_loglikelihood" in w for w in report["warnings"])
+
+
+def test_lists_of_metadata_are_taken_in(adapter) -> None:
+    task = harness.task(metadata=[{"version": 3.0}, {"author": "me"}])
+    assert task.config.metadata["version"] == 3.0
+    assert task.config.metadata["author"] == "me"
+
+
+def test_secrets_stay_out_of_the_side_file(adapter, llava, tmp_path) -> None:
+    harness.evaluate(
+        adapter(), harness.task(), output=tmp_path, model_args=f"folder={llava},hf_token=hf_secret123"
+    )
+    (path,) = tmp_path.rglob("*_mir_*.json")
+    assert "secret123" not in path.read_text()
+
+
+class TestBases:
+    def test_a_base_of_the_tasks_own_name_is_the_packaged_one(self) -> None:
+        task = harness.task(task="mir_demo", mir_base="mir_demo", mir_documents=3)
+        assert task.settings.mir_text_dataset == "mir_task:demo/passages.jsonl"
+
+    def test_a_circle_is_named(self, tmp_path) -> None:
+        from mir_task.settings import read_task, tasks_in
+
+        for name, base in (("mir_a", "mir_b"), ("mir_b", "mir_a")):
+            (tmp_path / f"file_{name}.yaml").write_text(f"task: {name}\nmir_base: {base}\n")
+        paths = tasks_in(tmp_path)
+        assert set(paths) == {"mir_a", "mir_b"}
+        with pytest.raises(MIRError, match="in a circle: mir_b -> mir_a -> mir_b"):
+            read_task(paths["mir_a"], paths)

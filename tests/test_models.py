@@ -34,6 +34,22 @@ def test_qwen2_5_vl(qwen, tmp_path, monkeypatch, force_simple: bool) -> None:
         assert count == int(call["image_grid_thw"].prod()) // 4  # patches are merged two by two
 
 
+def test_batches_give_the_value_of_single_documents(qwen, tmp_path) -> None:
+    pytest.importorskip("qwen_vl_utils")
+    values = []
+    for size in (1, 4):
+        lm = harness.load(qwen, model="qwen2_5_vl", batch_size=size)
+        seen = []
+        run_model = lm._model.generate
+        lm._model.generate = lambda **kw: (seen.append(len(kw["input_ids"])), run_model(**kw))[1]  # noqa: B023
+        results = harness.evaluate(lm, harness.task(), output=tmp_path / str(size))
+        values.append(results["results"]["mir_test"]["mir,none"])
+        assert max(seen) == size
+    assert values[1] == pytest.approx(values[0], abs=1e-4)
+    one, four = (harness.report(tmp_path / str(size))["documents"] for size in (1, 4))
+    assert [{**d} for d in one] == four
+
+
 @pytest.fixture(scope="module")
 def original_llava(tmp_path_factory):
     pytest.importorskip("llava", reason="llava-torch is not installed; it needs transformers 4")

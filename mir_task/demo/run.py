@@ -1,8 +1,8 @@
 """Run `mir_demo` and `demo_vqa` on a checkpoint made on the spot: `mir-task demo`."""
 
+import importlib.util
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +21,15 @@ def run(folder: Path) -> None:
     """
     from transformers.utils import logging
 
+    if importlib.util.find_spec("decord") is None:
+        raise MIRError(
+            "the harness's adapter llava_hf imports decord, which is not installed: "
+            "pip install 'mir-task[llava-hf]'"
+        )
     checkpoint, output, log = folder / "llava-demo", folder / "results", folder / "lmms-eval.log"
     logging.disable_progress_bar()
     make_llava(checkpoint)
-    shutil.rmtree(output, ignore_errors=True)
+    before = set(output.rglob("*"))
     command = [
         *("lmms-eval", "--tasks", "mir_demo,demo_vqa", "--model", "llava_hf"),
         *("--model_args", f"pretrained={checkpoint},device=cpu,device_map=cpu"),
@@ -41,7 +46,7 @@ def run(folder: Path) -> None:
             check=False,  # the harness exits with 0 whatever happens
         )
     text = log.read_text(errors="replace")
-    written = sorted(path for path in output.rglob("*") if path.is_file())
+    written = sorted(path for path in output.rglob("*") if path.is_file() and path not in before)
     if not any(path.name.endswith("_results.json") for path in written):
         raise MIRError(f"{text[-3000:]}\nthe harness wrote no results; its log is {log}")
     table = itertools.takewhile(
