@@ -69,6 +69,11 @@ class Bounds(NamedTuple):
         return (norms < self.low) | (norms > self.high)
 
 
+def _precision(rows: Tensor) -> torch.dtype:
+    """Of sums over rows: half-precision rows carry errors that float32 does not add to."""
+    return torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else torch.float64
+
+
 class Moments:
     """Count, mean [d] and centred second moment [d, d] of rows, in float64."""
 
@@ -83,21 +88,25 @@ class Moments:
         """Of rows [n, d].
 
         Products of half-precision rows are summed in float32 a few thousand rows at a time, after
-        centring; all else is float64. Only the blocks of the lower half are multiplied.
+        centring on the mean of the first of them; all else is float64. Only the blocks of the lower half
+        are multiplied.
         """
         size = rows.shape[1]
         scatter = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
         if not len(rows):
             return cls(0, torch.zeros(size, dtype=torch.float64, device=rows.device), scatter)
-        exact = rows.dtype not in (torch.float16, torch.bfloat16)
-        precision = torch.float64 if exact else torch.float32
-        mean = rows.mean(0, dtype=torch.float64)
+        precision = _precision(rows)
+        centre = rows[:_CHUNK].to(precision).mean(0)
+        shift = torch.zeros(size, dtype=torch.float64, device=rows.device)
         edges = [size * n // _BLOCKS for n in range(_BLOCKS + 1)]
         for chunk in torch.split(rows, _CHUNK):
-            centred = chunk.to(precision) - mean.to(precision)
+            centred = chunk.to(precision) - centre
+            shift += centred.sum(0)
             for start, end in itertools.pairwise(edges):
                 scatter[start:, start:end] += centred[:, start:].T @ centred[:, start:end]
-        return cls(len(rows), mean, scatter)
+        shift /= len(rows)
+        scatter.addr_(shift, shift, alpha=-len(rows))
+        return cls(len(rows), centre + shift, scatter)
 
     @classmethod
     def repeated(cls, row: Tensor, count: int) -> "Moments":
@@ -137,13 +146,14 @@ class MedianCounts:
     @classmethod
     def around(cls, rows: Tensor) -> "MedianCounts":
         """With thresholds at quantiles of rows [n, d]."""
-        ordered = rows.sort(0).values
-        return cls(ordered[[round(quantile * (len(rows) - 1)) for quantile in _QUANTILES]])
+        ordered = rows.T.contiguous().sort(1).values
+        places = [round(quantile * (len(rows) - 1)) for quantile in _QUANTILES]
+        return cls(ordered[:, places].T.contiguous())
 
     def count(self, rows: Tensor) -> None:
         """Count rows [n, d]."""
         for below, threshold in zip(self.below, self.thresholds, strict=True):
-            below += (rows <= threshold).sum(0)
+            below += (rows <= threshold).sum(0, dtype=torch.int32)
         self.rows += len(rows)
 
     def share_below(self, values: Tensor) -> Tensor:
@@ -244,7 +254,10 @@ class _Tokens(NamedTuple):
     groups: Tensor
 
     def at(self, mask: Tensor) -> "_Tokens":
-        return _Tokens(self.rows[mask], self.norms[mask], self.groups[mask])
+        if bool(mask.all()):
+            return self
+        places = mask.nonzero().squeeze(1)
+        return _Tokens(*(part.index_select(0, places) for part in self))
 
 
 class Known(NamedTuple):
@@ -289,7 +302,7 @@ class TokenStatistics:
         if self.capacity is None:
             # As many rows as take the memory of one float64 covariance.
             self.capacity = max(8 * rows.shape[1] // rows.element_size(), SAMPLE)
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=_precision(rows)).double()
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
         self._norms.setdefault(group, []).append(norms)
         self.count += len(rows)
@@ -422,7 +435,7 @@ class TokenStatistics:
         waiting = self._all_waiting()
         if self.rule == "replace" and not self._counts:
             shuffled = torch.randperm(len(waiting.rows), generator=torch.Generator().manual_seed(0))
-            counts = MedianCounts.around(waiting.rows[shuffled[: 2 * SAMPLE].to(waiting.rows.device)])
+            counts = MedianCounts.around(waiting.rows[shuffled[:SAMPLE].to(waiting.rows.device)])
             counts.count(waiting.rows)
             self._counts.append(counts)
         inner, outer = (self.bounds, self.bounds) if self.bounds else self._estimated()
@@ -436,7 +449,7 @@ class TokenStatistics:
             inlier = ~outlier
         chosen = waiting.at(inlier)
         for group in torch.unique(chosen.groups).tolist():
-            _merge_into(self.moments, group, Moments.of_rows(chosen.rows[chosen.groups == group]))
+            _merge_into(self.moments, group, Moments.of_rows(chosen.at(chosen.groups == group).rows))
         if len(chosen.norms):
             self._folded = Bounds(
                 min(self._folded.low, float(chosen.norms.min())),

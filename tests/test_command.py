@@ -163,10 +163,10 @@ def test_tasks_on_folders_of_the_real_schema_and_on_carried_copies(llava, tmp_pa
         log = run("mir-task", "data", "prepare", task, "--to", str(carried), cwd=tmp_path, **here)
         assert f"{task}.parquet" in log
 
-    there = {"MIR_TASK_DATA": str(carried), "OMP_NUM_THREADS": "1", **cache}
+    there = {"MIR_TASK_DATA": str(carried), **cache}
     run("lmms-eval", *arguments(llava, second, ",".join(TASKS)), cwd=tmp_path, **there)
     launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29519", "-m", "lmms_eval"]
-    run(*launch, *arguments(llava, two, "mir_textvqa"), cwd=tmp_path, **there)
+    run(*launch, *arguments(llava, two, "mir_textvqa"), cwd=tmp_path, OMP_NUM_THREADS="1", **there)
     assert documents(first) == documents(second)
     assert all(len(ids) == 100 for ids in documents(first).values())
     assert documents(two)["mir_textvqa"] == documents(first)["mir_textvqa"]

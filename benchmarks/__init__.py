@@ -1,0 +1,1 @@
+"""Each figure of the documentation, one command each; see README.md."""

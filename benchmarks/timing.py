@@ -1,0 +1,26 @@
+"""Times of several ways in one process, taken in turns."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def threads() -> int:
+    """Set torch's threads to the cores at hand and return their number."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    return torch.get_num_threads()
+
+
+def in_turns(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way, after one round that is not counted, the ways taken in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
