@@ -43,9 +43,12 @@ SAMPLE = 1024
 """Rows in the sample of all tokens."""
 _QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
 # Share of dimensions whose median may come from the sample before a second pass is asked for.
-_OUT_OF_REACH = 0.05
-# Tokens this many standard deviations from the median wait for the bounds (at 3) to settle.
-_INLIER, _OUTLIER = 2.5, 3.5
+_OUT_OF_REACH = 0.25
+# Rows that may wait at least, whatever a covariance takes.
+_WAIT = 2048
+# Tokens this many standard deviations from the median wait for the bounds (at 3) to settle: in the
+# first of these bands that holds few enough.
+_BANDS = ((2.0, 5.0), (2.5, 3.7), (2.8, 3.2), (3.0, 3.0))
 # Bounds are estimated anew when there are this many times more tokens.
 _GROWTH = 1.1
 _CHUNK = 4096
@@ -295,13 +298,13 @@ class TokenStatistics:
         self._discarded_norms = Bounds(-math.inf, math.inf)
         self._sample: list[tuple[Tensor, Tensor]] = []
         self._cutoff = math.inf
-        self._estimate: tuple[int, Bounds, Bounds] | None = None
+        self._estimate: tuple[int, list[tuple[Bounds, Bounds]]] = (0, [])
 
     def add(self, rows: Tensor, group: int, priorities: Tensor) -> None:
         """Count rows [n, d] of one document, with the hashes [n] by which they enter the sample."""
         if self.capacity is None:
             # As many rows as take the memory of one float64 covariance.
-            self.capacity = max(8 * rows.shape[1] // rows.element_size(), SAMPLE)
+            self.capacity = max(8 * rows.shape[1] // rows.element_size(), _WAIT)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=_precision(rows)).double()
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
         self._norms.setdefault(group, []).append(norms)
@@ -438,15 +441,11 @@ class TokenStatistics:
             counts = MedianCounts.around(waiting.rows[shuffled[:SAMPLE].to(waiting.rows.device)])
             counts.count(waiting.rows)
             self._counts.append(counts)
-        inner, outer = (self.bounds, self.bounds) if self.bounds else self._estimated()
-        inlier, outlier = ~inner.outside(waiting.norms), outer.outside(waiting.norms)
         assert self.capacity is not None
-        if int((~inlier & ~outlier).sum()) > self.capacity // 4:
-            # Too many to wait: the bounds as they stand decide, and are checked at the end.
-            outlier = Bounds(*((a + b) / 2 for a, b in zip(inner, outer, strict=True))).outside(
-                waiting.norms
-            )
-            inlier = ~outlier
+        for inner, outer in self._bands():
+            inlier, outlier = ~inner.outside(waiting.norms), outer.outside(waiting.norms)
+            if int((~inlier & ~outlier).sum()) <= self.capacity // 2:
+                break
         chosen = waiting.at(inlier)
         for group in torch.unique(chosen.groups).tolist():
             _merge_into(self.moments, group, Moments.of_rows(chosen.at(chosen.groups == group).rows))
@@ -459,12 +458,15 @@ class TokenStatistics:
         self._waiting, self._waiting_count = [], 0
         self._wait(waiting.at(~inlier & ~outlier))
 
-    def _estimated(self) -> tuple[Bounds, Bounds]:
-        """Bounds inside which a token is surely no outlier, and outside which it surely is one."""
-        if self._estimate is None or self.count > _GROWTH * self._estimate[0]:
+    def _bands(self) -> list[tuple[Bounds, Bounds]]:
+        """Bounds inside which a token is taken for no outlier, and outside which for one; wide first."""
+        if self.bounds is not None:
+            return [(self.bounds, self.bounds)]
+        if self.count > _GROWTH * self._estimate[0]:
             norms = self.norms()
-            self._estimate = (self.count, Bounds.of(norms, _INLIER), Bounds.of(norms, _OUTLIER))
-        return self._estimate[1:]
+            bands = [(Bounds.of(norms, low), Bounds.of(norms, high)) for low, high in _BANDS]
+            self._estimate = (self.count, bands)
+        return self._estimate[1]
 
     def _discard(self, tokens: _Tokens, middle: float) -> None:
         for group in torch.unique(tokens.groups).tolist():

@@ -106,6 +106,8 @@ def stream(kind: str, seed: int, count: int = 200) -> list[tuple[str, list, list
             x = x * (1 + position / 20) + position / 10
         if kind == "first_outliers" and position < 2:
             x = x * 30
+        if kind == "early_unlike_late" and position < 40:
+            x = x * 10  # a few of all tokens, and all that is seen when the first are folded in
         if kind == "sparse_outliers" and position % 2:
             x[0] *= 8  # two in a hundred of the tokens
         return x.float() if kind == "float32" else x.half() if kind == "half" else x
@@ -113,7 +115,16 @@ def stream(kind: str, seed: int, count: int = 200) -> list[tuple[str, list, list
     return [(f"d{n}", [rows(31, n, 0)], [rows(22, n, 1)]) for n in range(count)]
 
 
-KINDS = ["plain", "steep", "heavy_tails", "far_mean", "drift", "first_outliers", "sparse_outliers"]
+KINDS = [
+    "plain",
+    "steep",
+    "heavy_tails",
+    "far_mean",
+    "drift",
+    "first_outliers",
+    "sparse_outliers",
+    "early_unlike_late",
+]
 
 
 def bounded(docs, **settings) -> MIRMeter:
@@ -140,7 +151,9 @@ def test_bounded_memory_equals_the_stored_computation(
     kind: str, seed: int, outliers: str, tolerance: float
 ) -> None:
     # The error of counted medians falls with the root of the number of tokens.
-    docs = list(enumerate(stream(kind, seed, 600 if kind == "sparse_outliers" else 200)))
+    docs = list(
+        enumerate(stream(kind, seed, 600 if kind in ("sparse_outliers", "early_unlike_late") else 200))
+    )
     stored = metered(docs, kept_rows=10**6, outliers=outliers, groups=5).compute()
     folded = bounded(docs, outliers=outliers, groups=5)
     assert folded._layers[0][0].moments, "nothing was folded in, so nothing is tested"
@@ -156,15 +169,16 @@ def test_bounded_memory_equals_the_stored_computation(
 
 def test_some_streams_ask_for_a_second_pass_and_plain_ones_do_not() -> None:
     asked = {
-        kind: metered(enumerate(stream(kind, 0)), kept_rows=KEPT).needs_second_pass() for kind in KINDS
+        kind: metered(enumerate(stream(kind, 0, 600)), kept_rows=KEPT).needs_second_pass()
+        for kind in KINDS
     }
-    assert asked["first_outliers"]
-    assert not asked["plain"]
-    assert not asked["sparse_outliers"]
+    assert asked["early_unlike_late"]
+    for kind in ("plain", "steep", "far_mean", "sparse_outliers", "first_outliers"):
+        assert not asked[kind]
 
 
 def test_late_tokens_can_be_counted_instead() -> None:
-    docs = list(enumerate(stream("first_outliers", 0)))
+    docs = list(enumerate(stream("early_unlike_late", 0, 600)))
     stored = metered(docs, kept_rows=10**6).compute()
     counted = metered(docs, kept_rows=KEPT, late="count").compute()
     assert stored.late_tokens == 0
