@@ -52,7 +52,7 @@ _BANDS = ((2.0, 5.0), (2.5, 3.7), (2.8, 3.2), (3.0, 3.0))
 # Bounds are estimated anew when there are this many times more tokens.
 _GROWTH = 1.1
 _CHUNK = 4096
-_BLOCKS = 4
+_BLOCKS = 8
 
 
 class Bounds(NamedTuple):
@@ -62,10 +62,10 @@ class Bounds(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, norms: Tensor, deviations: float = 3) -> "Bounds":
-        """From the norms [n] of all tokens: lower median and unbiased std."""
-        middle, reach = float(norms.median()), deviations * float(norms.std())
-        return cls(middle - reach, middle + reach)
+    def of(cls, norms: Tensor, *deviations: float) -> "list[Bounds]":
+        """From the norms [n] of all tokens: lower median and some numbers of unbiased stds."""
+        middle, std = float(norms.median()), float(norms.std())
+        return [cls(middle - number * std, middle + number * std) for number in deviations]
 
     def outside(self, norms: Tensor) -> Tensor:
         """True where a norm [n] is out of bounds."""
@@ -357,7 +357,7 @@ class TokenStatistics:
 
     def final_bounds(self) -> Bounds:
         """The bounds of the 3-sigma rule over all tokens counted."""
-        return self.bounds or Bounds.of(self.norms())
+        return self.bounds or Bounds.of(self.norms(), 3)[0]
 
     def late(self) -> bool:
         """Whether a token is on the other side of the bounds than it was taken to be."""
@@ -463,9 +463,8 @@ class TokenStatistics:
         if self.bounds is not None:
             return [(self.bounds, self.bounds)]
         if self.count > _GROWTH * self._estimate[0]:
-            norms = self.norms()
-            bands = [(Bounds.of(norms, low), Bounds.of(norms, high)) for low, high in _BANDS]
-            self._estimate = (self.count, bands)
+            ends = Bounds.of(self.norms(), *itertools.chain.from_iterable(_BANDS))
+            self._estimate = (self.count, list(zip(ends[::2], ends[1::2], strict=True)))
         return self._estimate[1]
 
     def _discard(self, tokens: _Tokens, middle: float) -> None:
