@@ -172,6 +172,7 @@ class MedianCounts:
 
 def medians(counts: Sequence[MedianCounts]) -> tuple[Tensor, Tensor]:
     """Median of each dimension [d] over all rows counted, and whether the thresholds reach it [d]."""
+    counts = [part for part in counts if part.rows]
     rows = sum(part.rows for part in counts)
     low = torch.stack([part.thresholds[0] for part in counts]).double().amin(0)
     high = torch.stack([part.thresholds[-1] for part in counts]).double().amax(0)

@@ -35,7 +35,7 @@ def write_report(stem: Path, result: MIRResult, run: dict[str, Any]) -> list[Pat
 def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
     """Draw F_k and its two terms, and the raw norms of both modalities, over the layers."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import NullFormatter
 
     layers = [layer.layer for layer in result.layers]
     figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=150)
@@ -60,8 +60,10 @@ def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
     norms.set_ylabel("mean L2 norm")
     for axes in (distances, norms):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_minor_formatter("{x:g}" if high / low < 20 else NullFormatter())
+        axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.set_xlabel("decoder layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3, which="both", lw=0.4)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests import harness, hub
+from tests import harness, hub, independent
 
 BIN = Path(sys.executable).parent
 
@@ -63,6 +64,32 @@ def test_one_results_file_with_mir_and_the_benchmark(both) -> None:
     stems = {path.name.split("_mir_demo")[0] for path in folder.rglob("*_mir_mir_demo.*")}
     (stem,) = stems
     assert (next(folder.rglob("*_results.json"))).name == stem.removesuffix("_mir") + "_results.json"
+
+
+RECORDING = """
+import pytest, torch
+from transformers import LlavaForConditionalGeneration
+from tests.harness import Received
+received = Received(LlavaForConditionalGeneration, pytest.MonkeyPatch())
+from lmms_eval.__main__ import cli_evaluate
+cli_evaluate()
+torch.save(received.documents, "received.pt")
+"""
+
+
+def test_mir_of_the_command_equals_an_independent_computation(llava, tmp_path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    script = tmp_path / "record.py"
+    script.write_text(RECORDING)
+    checkout = str(Path(__file__).parents[1])
+    command = [sys.executable, str(script), *arguments(llava, tmp_path, "mir_demo")]
+    run(*command, cwd=tmp_path, PYTHONPATH=checkout)
+    received = torch.load(tmp_path / "received.pt")
+    assert len(received) == 100
+    model = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
+    value = results(tmp_path)["results"]["mir_demo"]["mir,none"]
+    assert value == pytest.approx(independent.mir_of_model(model, received), abs=1e-4)
 
 
 def test_the_adapters_bars_do_not_flood_the_log(both) -> None:
