@@ -148,35 +148,43 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     Raises:
         MIRError: on every process alike, when one of them cannot go on.
     """
-    world_size()
+    world_size()  # processes that cannot be merged are found before anything runs
     _keep_out_of_the_efficiency_summary()
     counted: dict[tuple[str, int], dict[str, Any]] = {}
     for name in dict.fromkeys(request.metadata["task"] for request in requests):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
-        settings = task.settings
-        meter: MIRMeter | None = MIRMeter(
-            outliers=settings.mir_outliers,
-            groups=settings.mir_groups,
-            late="raise" if settings.mir_late_outliers == "second_pass" else "count",
-        )
-        while meter is not None:
-            with on_every_rank():
-                measured = _measure(lm, task, own, meter)
-            parts = gather(measured)
-            whole: Measurement | None = None
-            with on_every_rank():
-                if parts is not None:
-                    whole = merged(parts)
-            again = whole is not None and whole.meter.late == "raise" and whole.meter.needs_second_pass()
-            meter = broadcast(whole.meter.second_pass() if whole is not None and again else None)
-            if meter is not None:
-                logger.warning(f"{name}: the outliers' bounds moved, so all documents run once more")
+        measured, whole = _measure_together(lm, task, own)
         with on_every_rank():
             if whole is not None:
                 _conclude(lm, task, whole)
         counted |= {(name, document["row"]): document for document in measured.documents.values()}
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
+
+
+def _measure_together(
+    lm: lmms, task: MIRTask, requests: list[Instance]
+) -> tuple[Measurement, Measurement | None]:
+    """This process's measurement and, on process 0, that of all; in two passes where it takes two."""
+    settings = task.settings
+    meter: MIRMeter | None = MIRMeter(
+        outliers=settings.mir_outliers,
+        groups=settings.mir_groups,
+        late="raise" if settings.mir_late_outliers == "second_pass" else "count",
+    )
+    while meter is not None:
+        with on_every_rank():
+            measured = _measure(lm, task, requests, meter)
+        parts = gather(measured)
+        whole: Measurement | None = None
+        with on_every_rank():
+            if parts is not None:
+                whole = merged(parts)
+        again = whole is not None and whole.meter.late == "raise" and whole.meter.needs_second_pass()
+        meter = broadcast(whole.meter.second_pass() if whole is not None and again else None)
+        if meter is not None:
+            logger.warning(f"{task.name}: the outliers' bounds moved, so all documents run once more")
+    return measured, whole
 
 
 def _measure(lm: lmms, task: MIRTask, requests: list[Instance], meter: MIRMeter) -> Measurement:
@@ -264,8 +272,8 @@ def _conclude(lm: lmms, task: MIRTask, whole: Measurement) -> None:
         try:
             files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report)
             logger.info(f"{name}: {' and '.join(str(file) for file in files)}")
-        except OSError as error:  # the value is still in the table and in the harness's own JSON
-            logger.error(f"{name}: the side file could not be written: {error}")
+        except Exception as error:  # noqa: BLE001 - the value still reaches the harness's own JSON
+            logger.error(f"{name}: side file or plot could not be written: {error}")
 
 
 def _run_of_the_harness() -> dict[str, Any]:
