@@ -5,8 +5,8 @@ accumulates documents one by one. Importing this package loads neither the harne
 """
 
 from mir_task.errors import MIRError
+from mir_task.meter import MIRMeter
 from mir_task.metric import LayerResult, MIRResult, modality_integration_rate
-from mir_task.moments import MIRMeter
 
 __version__ = "0.1.0"
 

@@ -22,8 +22,8 @@ from mir_task.data import documents, open_image
 from mir_task.distributed import broadcast, gather, on_every_rank, world_size
 from mir_task.errors import MIRError
 from mir_task.measure import Measurement, measure, merged
+from mir_task.meter import MIRMeter
 from mir_task.metric import MIRResult
-from mir_task.moments import MIRMeter
 from mir_task.placement import Document
 from mir_task.plugin import register, yaml_paths
 from mir_task.results import versions, write_report

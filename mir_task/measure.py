@@ -13,8 +13,8 @@ from tqdm import tqdm
 from mir_task.adapter import Adapter, Rejected, Seen, torch_model
 from mir_task.capture import HiddenStateCapture, decode_text
 from mir_task.errors import MIRError
+from mir_task.meter import MIRMeter
 from mir_task.metric import MIRResult
-from mir_task.moments import MIRMeter
 from mir_task.placement import Document
 
 

@@ -18,7 +18,7 @@ published figures, never to be mixed with `mir`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -61,21 +61,43 @@ class LayerResult:
     """Mean raw L2 norm of the text tokens."""
 
 
+class MeasuredLayer(NamedTuple):
+    """One decoder layer, with what only `MIRMeter` knows of it."""
+
+    result: LayerResult
+    left_out: tuple[float, ...] = ()
+    """F_k of all documents but those of one group, for each group."""
+    late_tokens: int = 0
+    """Tokens that were folded in before they turned out outliers."""
+
+
 @dataclass(frozen=True)
 class MIRResult:
-    """MIR of one model on one set of documents.
-
-    `mir_stderr` and `leave_one_group_out` are filled by `MIRMeter`, which knows the documents.
-    """
+    """MIR of one model on one set of documents."""
 
     layers: tuple[LayerResult, ...]
     outliers: str = "replace"
-    mir_stderr: float | None = None
-    """Delete-a-group jackknife standard error of `mir`; None where no groups were kept."""
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
-    """[group][layer]: F_k of all documents but that group's."""
+    """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
     late_tokens: int = 0
     """Tokens that `MIRMeter` folded in before they turned out outliers; see there."""
+
+    @classmethod
+    def of_layers(cls, measured: Iterable[MeasuredLayer], outliers: str) -> "MIRResult":
+        """The result of all layers together.
+
+        Raises:
+            MIRError: the sum of distances is zero to the precision of the arithmetic.
+        """
+        layers = sorted(measured, key=lambda layer: layer.result.layer)
+        results = tuple(layer.result for layer in layers)
+        _check_not_zero(results)
+        return cls(
+            layers=results,
+            outliers=outliers,
+            leave_one_group_out=tuple(zip(*(layer.left_out for layer in layers), strict=True)),
+            late_tokens=sum(layer.late_tokens for layer in layers),
+        )
 
     @property
     def mir(self) -> float:
@@ -87,6 +109,20 @@ class MIRResult:
         """log10 of the sum that the published default mode computes; nan where it is not positive."""
         total = sum(layer.frechet_published_fast for layer in self.layers)
         return math.log10(total) if total > 0 else math.nan
+
+    @property
+    def mir_stderr(self) -> float | None:
+        """Standard error of `mir` by the delete-a-group jackknife; None where no groups were kept.
+
+        With MIR_(g) over all documents but group g's, and G groups:
+        sqrt((G - 1) / G * sum_g (MIR_(g) - mean)^2).
+        """
+        values = [math.log10(sum(distances)) for distances in self.leave_one_group_out]
+        if len(values) < 2:
+            return None
+        mean = sum(values) / len(values)
+        spread = sum((value - mean) ** 2 for value in values)
+        return math.sqrt((len(values) - 1) / len(values) * spread)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
@@ -107,7 +143,6 @@ class MIRResult:
         return cls(
             layers=tuple(LayerResult(**layer) for layer in values["layers"]),
             outliers=values["outliers"],
-            mir_stderr=values["mir_stderr"],
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
             late_tokens=values["late_tokens"],
         )
@@ -134,7 +169,7 @@ def check_outlier_rule(rule: str) -> None:
 
 
 def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
-    """Raise MIRError unless both hold one finite [tokens, d] tensor a layer, with equal d."""
+    """Raise MIRError unless both hold one floating [tokens, d] tensor a layer, with equal d."""
     if len(vision) != len(text) or len(vision) == 0:
         raise MIRError(
             "vision and text must hold one tensor a decoder layer, as many of one as of the other: "
@@ -147,17 +182,26 @@ def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
                     f"layer {layer}: {modality} must be a floating-point tensor [tokens, d], "
                     f"got {rows.dtype} {list(rows.shape)}"
                 )
-            # A sum is quicker than a look at each number, and finite only if they all are.
-            if not rows.sum(dtype=torch.float32).isfinite() and not rows.isfinite().all():
-                raise MIRError(
-                    f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
-                    "load the model in bfloat16 or float32 (float16 overflows in many models)"
-                )
         if vision_rows.shape[1] != text_rows.shape[1]:
             raise MIRError(
                 f"layer {layer}: vision tokens have {vision_rows.shape[1]} dimensions, "
                 f"text tokens {text_rows.shape[1]}"
             )
+
+
+def token_norms(layer: int, modality: str, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """L2 norms [n] of tokens [n, d], summed in `dtype`.
+
+    Raises:
+        MIRError: NaN or infinity among the tokens, which their norms show.
+    """
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
+    if not norms.isfinite().all():
+        raise MIRError(
+            f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
+            "load the model in bfloat16 or float32 (float16 overflows in many models)"
+        )
+    return norms
 
 
 class Modality(NamedTuple):
@@ -172,9 +216,8 @@ class Modality(NamedTuple):
     """Mean raw L2 norm, outliers included."""
 
     @classmethod
-    def from_tokens(cls, tokens: Tensor, rule: str) -> "Modality":
-        """From all tokens [n, d], in their dtype."""
-        norms = torch.linalg.vector_norm(tokens, dim=1)
+    def from_tokens(cls, tokens: Tensor, norms: Tensor, rule: str) -> "Modality":
+        """From all tokens [n, d] and their norms [n], in their dtype."""
         mask = outlier_mask(norms)
         cleaned = without_outliers(tokens, mask, rule)
         return cls(Gaussian.from_tokens(cleaned), len(tokens), int(mask.sum()), float(norms.mean()))
@@ -219,8 +262,7 @@ def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
     )
 
 
-def check_not_zero(layers: Sequence[LayerResult]) -> None:
-    """Raise MIRError where the sum of distances is zero to the precision of the arithmetic."""
+def _check_not_zero(layers: Sequence[LayerResult]) -> None:
     total = sum(layer.frechet for layer in layers)
     if total <= 4 * sum(layer.frechet_error for layer in layers):
         raise MIRError(
@@ -262,7 +304,8 @@ def modality_integration_rate(
         modalities = []
         for modality, tokens in zip(("vision", "text"), rows, strict=True):
             check_enough(number, modality, len(tokens))
-            modalities.append(Modality.from_tokens(tokens.to(dtype or torch.float64), outliers))
-        layers.append(layer_result(number, *modalities))
-    check_not_zero(layers)
-    return MIRResult(layers=tuple(layers), outliers=outliers)
+            values = tokens.to(dtype or torch.float64)
+            norms = token_norms(number, modality, values, values.dtype)
+            modalities.append(Modality.from_tokens(values, norms, outliers))
+        layers.append(MeasuredLayer(layer_result(number, *modalities)))
+    return MIRResult.of_layers(layers, outliers)

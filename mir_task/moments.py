@@ -1,6 +1,6 @@
-"""Token statistics that accumulate in bounded memory, merge, and finalise: `MIRMeter`.
+"""Token statistics of one layer that accumulate in bounded memory, merge, and finalise.
 
-Of each layer and modality it keeps the norm of every token (8 bytes), and the tokens' rows as long as
+Of each modality they keep the norm of every token (8 bytes), and the tokens' rows as long as
 these take no more memory than one covariance: then all is computed from the rows. Beyond that, rows are
 folded into count, mean and centred second moment per group of documents (merged by Chan's formula), and
 only those stay whose norm is close to the bounds of the 3-sigma rule as it stands. At the end, when all
@@ -14,30 +14,18 @@ sample of rows, drawn by a hash of document and position so that it does not dep
 stands in where the median moved out of the thresholds.
 """
 
-import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mir_task.errors import MIRError
 from mir_task.frechet import Gaussian
-from mir_task.metric import (
-    LayerResult,
-    MIRResult,
-    Modality,
-    check_enough,
-    check_not_zero,
-    check_outlier_rule,
-    check_rows,
-    layer_result,
-)
-
-DocumentId = str | int
+from mir_task.metric import LayerResult, MeasuredLayer, Modality, check_enough, layer_result
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
@@ -72,54 +60,56 @@ class Bounds(NamedTuple):
         return (norms < self.low) | (norms > self.high)
 
 
-def _precision(rows: Tensor) -> torch.dtype:
+def precision(rows: Tensor) -> torch.dtype:
     """Of sums over rows: half-precision rows carry errors that float32 does not add to."""
     return torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else torch.float64
+
+
+def _blocks(size: int) -> Iterator[tuple[int, int]]:
+    """Columns (first, end) of the blocks in which the lower half of a [size, size] is kept."""
+    return itertools.pairwise(size * n // _BLOCKS for n in range(_BLOCKS + 1))
 
 
 class Moments:
     """Count, mean [d] and centred second moment [d, d] of rows, in float64."""
 
-    def __init__(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def __init__(self, count: int, mean: Tensor, scatter: Sequence[Tensor]) -> None:
         self.count = count
         self.mean = mean
         self.scatter = scatter
-        """Sum of (x - mean)(x - mean)^T; the lower half alone is meant."""
+        """Lower half of sum of (x - mean)(x - mean)^T: blocks of columns, from the diagonal down."""
+
+    @classmethod
+    def repeated(cls, row: Tensor, count: int) -> "Moments":
+        """Of one row [d], `count` times."""
+        mean = row.double().clone()
+        return cls(count, mean, [mean.new_zeros(len(row) - i, j - i) for i, j in _blocks(len(row))])
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> "Moments":
         """Of rows [n, d].
 
         Products of half-precision rows are summed in float32 a few thousand rows at a time, after
-        centring on the mean of the first of them; all else is float64. Only the blocks of the lower half
-        are multiplied.
+        centring on the mean of the first of them; all else is float64.
         """
-        size = rows.shape[1]
-        scatter = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
+        dtype = precision(rows)
+        moments = cls.repeated(rows.new_zeros(rows.shape[1]), 0)
         if not len(rows):
-            return cls(0, torch.zeros(size, dtype=torch.float64, device=rows.device), scatter)
-        precision = _precision(rows)
-        centre = rows[:_CHUNK].to(precision).mean(0)
-        shift = torch.zeros(size, dtype=torch.float64, device=rows.device)
-        edges = [size * n // _BLOCKS for n in range(_BLOCKS + 1)]
+            return moments
+        centre = rows[:_CHUNK].to(dtype).mean(0)
+        shift = torch.zeros_like(moments.mean)
         for chunk in torch.split(rows, _CHUNK):
-            centred = chunk.to(precision) - centre
+            centred = chunk.to(dtype) - centre
             shift += centred.sum(0)
-            for start, end in itertools.pairwise(edges):
-                scatter[start:, start:end] += centred[:, start:].T @ centred[:, start:end]
+            for block, (start, end) in zip(moments.scatter, _blocks(rows.shape[1]), strict=True):
+                block += centred[:, start:].T @ centred[:, start:end]
         shift /= len(rows)
-        scatter.addr_(shift, shift, alpha=-len(rows))
-        return cls(len(rows), centre + shift, scatter)
-
-    @classmethod
-    def repeated(cls, row: Tensor, count: int) -> "Moments":
-        """Of one row [d], `count` times."""
-        size = len(row)
-        return cls(count, row.double(), torch.zeros(size, size, dtype=torch.float64, device=row.device))
+        moments._add_outer(shift, -len(rows))
+        return cls(len(rows), centre + shift, moments.scatter)
 
     def copy(self) -> "Moments":
         """With tensors of its own."""
-        return Moments(self.count, self.mean.clone(), self.scatter.clone())
+        return Moments(self.count, self.mean.clone(), [block.clone() for block in self.scatter])
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another (Chan, Golub and LeVeque 1979)."""
@@ -127,15 +117,24 @@ class Moments:
         if not other.count:
             return
         delta = other.mean - self.mean
-        self.scatter += other.scatter
-        self.scatter.addr_(delta, delta, alpha=self.count * other.count / total)
+        for block, more in zip(self.scatter, other.scatter, strict=True):
+            block += more
+        self._add_outer(delta, self.count * other.count / total)
         self.mean += delta * (other.count / total)
         self.count = total
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance (n - 1)."""
-        covariance = (self.scatter.tril() + self.scatter.tril(-1).T) / (self.count - 1)
+        size = len(self.mean)
+        lower = self.mean.new_zeros(size, size)
+        for block, (start, end) in zip(self.scatter, _blocks(size), strict=True):
+            lower[start:, start:end] = block
+        covariance = (lower.tril() + lower.tril(-1).T) / (self.count - 1)
         return Gaussian(self.mean, covariance, None)
+
+    def _add_outer(self, vector: Tensor, times: float) -> None:
+        for block, (start, end) in zip(self.scatter, _blocks(len(vector)), strict=True):
+            block.addr_(vector[start:], vector[start:end], alpha=times)
 
 
 class MedianCounts:
@@ -156,7 +155,7 @@ class MedianCounts:
     def count(self, rows: Tensor) -> None:
         """Count rows [n, d]."""
         for below, threshold in zip(self.below, self.thresholds, strict=True):
-            below += (rows <= threshold).sum(0, dtype=torch.int32)
+            below += _count_below(rows, threshold)
         self.rows += len(rows)
 
     def share_below(self, values: Tensor) -> Tensor:
@@ -168,6 +167,18 @@ class MedianCounts:
         start, end = shares.gather(0, cell), shares.gather(0, cell + 1)
         place = (values - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)
         return (start + place * (end - start)).squeeze(0)
+
+
+def _count_below(rows: Tensor, threshold: Tensor) -> Tensor:
+    """How many rows [n, d] are at or below a threshold [d], in each dimension."""
+    if rows.device.type != "cpu":
+        return (rows <= threshold).sum(0)
+    # Sums of single bytes take a third of the time, and hold no more than 255.
+    values = rows.float() if rows.element_size() < 4 else rows
+    below = (values.numpy() <= threshold.to(values.dtype).numpy()).view(np.uint8)
+    starts = range(0, len(below), 255)
+    sums = [below[start : start + 255].sum(0, dtype=np.uint8) for start in starts]
+    return torch.from_numpy(np.sum(sums, axis=0, dtype=np.int64))
 
 
 def medians(counts: Sequence[MedianCounts]) -> tuple[Tensor, Tensor]:
@@ -272,6 +283,10 @@ class Known(NamedTuple):
     """For the medians [q, d]; None with the rule "drop"."""
 
 
+KnownLayer = tuple[Known, Known]
+"""Of the vision and of the text tokens."""
+
+
 class TokenStatistics:
     """Statistics of the tokens of one layer and modality.
 
@@ -301,12 +316,18 @@ class TokenStatistics:
         self._cutoff = math.inf
         self._estimate: tuple[int, list[tuple[Bounds, Bounds]]] = (0, [])
 
-    def add(self, rows: Tensor, group: int, priorities: Tensor) -> None:
-        """Count rows [n, d] of one document, with the hashes [n] by which they enter the sample."""
+    def add(self, rows: Tensor, norms: Tensor, group: int, priorities: Tensor) -> None:
+        """Count rows [n, d] of one document.
+
+        Args:
+            rows: in any dtype.
+            norms: float64 [n], the rows' L2 norms.
+            group: of the document.
+            priorities: [n], the hashes by which rows enter the sample.
+        """
         if self.capacity is None:
             # As many rows as take the memory of one float64 covariance.
             self.capacity = max(8 * rows.shape[1] // rows.element_size(), _WAIT)
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=_precision(rows)).double()
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
         self._norms.setdefault(group, []).append(norms)
         self.count += len(rows)
@@ -512,217 +533,57 @@ def _merge_into(moments: dict[int, Moments], group: int, part: Moments) -> None:
         moments[group] = part
 
 
-class MIRMeter:
-    """MIR of a model, one document at a time, in bounded memory.
-
-    Documents may come in any order and on any number of processes: `merge` joins meters, and
-    `compute` gives the same figure for the same documents, up to rounding.
+class LayerStatistics:
+    """Statistics of the vision and the text tokens of one decoder layer.
 
     Args:
-        outliers: `"replace"` or `"drop"`, as in `modality_integration_rate`.
-        groups: number of document groups of the delete-a-group jackknife that gives `mir_stderr`;
-            0 for none. Each keeps a second moment of its own.
-        dtype: of the covariances when the root is taken; float64 when None.
-        kept_rows: tokens of a layer and modality that are kept as rows; as many as take the memory of
-            one float64 covariance when None.
-        late: what `compute` does when a token was folded in before it turned out an outlier:
-            `"raise"`, so that the documents are run again through `second_pass()`, or `"count"`.
+        rule: of outliers, "replace" or "drop".
+        capacity: rows of a modality that may wait; worked out from the first rows where None.
+        known: what a first pass over the same tokens found.
     """
 
-    def __init__(
-        self,
-        *,
-        outliers: str = "replace",
-        groups: int = 0,
-        dtype: torch.dtype | None = None,
-        kept_rows: int | None = None,
-        late: str = "raise",
-    ) -> None:
-        check_outlier_rule(outliers)
-        if groups < 0 or groups == 1:
-            raise MIRError(f"groups must be 0 (no standard error) or at least 2, got {groups}")
-        if late not in ("raise", "count"):
-            raise MIRError(f"late must be raise or count, got {late!r}")
-        self.outliers = outliers
-        self.groups = groups
-        self.dtype = dtype
-        self.kept_rows = kept_rows
-        self.late = late
-        self._documents: dict[DocumentId, int] = {}
-        self._layers: list[tuple[TokenStatistics, TokenStatistics]] = []
-        self._known: list[tuple[Known, Known]] | None = None
-        self._dimensions: list[int] = []
+    def __init__(self, rule: str, capacity: int | None, known: KnownLayer | None = None) -> None:
+        vision, text = known or (None, None)
+        self.vision = TokenStatistics(rule, capacity, vision)
+        self.text = TokenStatistics(rule, capacity, text)
 
-    def __len__(self) -> int:
-        """Number of documents."""
-        return len(self._documents)
-
-    def __contains__(self, document_id: DocumentId) -> bool:
-        """Whether this document was counted."""
-        return document_id in self._documents
-
-    def update(
-        self,
-        document_id: DocumentId,
-        vision_rows: Sequence[Tensor],
-        text_rows: Sequence[Tensor],
-        *,
-        group: int = 0,
-    ) -> None:
-        """Count one document.
-
-        Args:
-            document_id: counted once; a second time is an error.
-            vision_rows: one tensor [vision tokens, d] a decoder layer.
-            text_rows: one tensor [text tokens, d] a decoder layer.
-            group: position of the document in the draw; its group is this modulo `groups`.
-
-        Raises:
-            MIRError: the document was counted before, its rows hold NaN or infinity (document and
-                layer are named), or its layers do not fit those counted so far.
-        """
-        try:
-            check_rows(vision_rows, text_rows)
-        except MIRError as error:
-            raise MIRError(f"document {document_id!r}: {error}") from None
-        dimensions = [rows.shape[1] for rows in vision_rows]
-        if self._layers and dimensions != self._dimensions:
-            raise MIRError(
-                f"document {document_id!r} has {len(dimensions)} layers of {dimensions[0]} dimensions, "
-                f"those before have {len(self._dimensions)} of {self._dimensions[0]}: one meter counts "
-                "one model"
-            )
-        self._enter(document_id, group % self.groups if self.groups else 0)
-        if not self._layers:
-            self._start(dimensions)
-        for modality, all_rows in enumerate((vision_rows, text_rows)):
-            priorities = _priorities(document_id, modality, len(all_rows[0]))
-            for statistics, rows in zip(self._layers, all_rows, strict=True):
-                statistics[modality].add(
-                    rows.detach(), self._documents[document_id], priorities.to(rows.device)
-                )
-
-    def merge(self, other: "MIRMeter") -> None:
-        """Count all documents of another meter of the same model and settings.
-
-        Raises:
-            MIRError: the settings differ or a document is in both.
-        """
-        mine, theirs = ((m.outliers, m.groups, m.dtype, m.kept_rows, m.late) for m in (self, other))
-        if mine != theirs:
-            raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
-        for document_id, group in other._documents.items():
-            self._enter(document_id, group)
-        if not other._layers:
-            return
-        if not self._layers:
-            self._start(other._dimensions)
-        if other._dimensions != self._dimensions:
-            raise MIRError("meters of different models cannot be merged")
-        for own, others in zip(self._layers, other._layers, strict=True):
-            for statistics, more in zip(own, others, strict=True):
-                statistics.merge(more)
+    def merge(self, other: "LayerStatistics") -> None:
+        """Count the tokens of another."""
+        self.vision.merge(other.vision)
+        self.text.merge(other.text)
 
     def needs_second_pass(self) -> bool:
         """Whether bounds or medians moved too far from what rows were folded in by."""
-        return any(statistics.needs_second_pass() for layer in self._layers for statistics in layer)
+        return self.vision.needs_second_pass() or self.text.needs_second_pass()
 
-    def second_pass(self) -> "MIRMeter":
-        """An empty meter that knows the bounds and about the medians, for the same documents again.
+    def known(self) -> KnownLayer:
+        """What a second pass over the same tokens needs."""
+        return self.vision.known(), self.text.known()
 
-        The documents counted here, on all processes together, must be all there are.
-        """
-        again = MIRMeter(
-            outliers=self.outliers,
-            groups=self.groups,
-            dtype=self.dtype,
-            kept_rows=self.kept_rows,
-            late=self.late,
-        )
-        again._known = [(vision.known(), text.known()) for vision, text in self._layers]
-        return again
-
-    def compute(
-        self, progress: Callable[[Iterable[int]], Iterable[int]] = lambda layers: layers
-    ) -> MIRResult:
-        """MIR of all documents counted, with its standard error where groups were asked for.
-
-        The standard error is the delete-a-group jackknife: with MIR_(g) over all documents but group
-        g's, and G groups, sqrt((G - 1) / G * sum_g (MIR_(g) - mean)^2). Outliers are those among all
-        documents. It is None while any group is empty.
+    def measured(self, layer: int, left_out: Iterable[int], dtype: torch.dtype) -> MeasuredLayer:
+        """The layer's distance, and those without the documents of one group each.
 
         Args:
-            progress: wraps the indices of the layers, for a bar.
+            layer: 1-based number of the layer.
+            left_out: groups to leave out one at a time. Outliers are those among all tokens.
+            dtype: of the covariances when the root is taken.
 
         Raises:
-            MIRError: no documents, a token that asks for a second pass, or as
-                `modality_integration_rate`.
+            MIRError: fewer than 2 tokens of a modality, or text tokens that are all zero.
         """
-        if not self._documents:
-            raise MIRError("no documents were counted, so there is nothing to measure")
-        late = sum(statistics.late_tokens() for layer in self._layers for statistics in layer)
-        if self.late == "raise" and self.needs_second_pass():
-            raise MIRError(
-                "tokens were folded in before they turned out outliers (or the reverse), or the medians "
-                "moved: run the documents again through second_pass(), or count with late='count'"
+        check_enough(layer, "vision", self.vision.count)
+        check_enough(layer, "text", self.text.count)
+        finished = self.vision.finish(), self.text.finish()
+
+        def result(group: int | None) -> LayerResult:
+            vision, text = (
+                modality._replace(gaussian=modality.gaussian.to(dtype))
+                for modality in (tokens.modality(group) for tokens in finished)
             )
-        groups = sorted(set(self._documents.values()))
-        left_out = groups if self.groups and len(groups) == self.groups else []
-        full: list[LayerResult] = []
-        replicates: list[list[float]] = [[] for _ in left_out]
-        for index in progress(range(len(self._layers))):
-            finished = []
-            for modality, statistics in zip(("vision", "text"), self._layers[index], strict=True):
-                check_enough(index + 1, modality, statistics.count)
-                finished.append(statistics.finish())
-            full.append(self._layer(index + 1, finished, None))
-            for replicate, group in zip(replicates, left_out, strict=True):
-                replicate.append(self._layer(index + 1, finished, group).frechet)
-        check_not_zero(full)
-        return MIRResult(
-            layers=tuple(full),
-            outliers=self.outliers,
-            mir_stderr=_jackknife([math.log10(sum(values)) for values in replicates]),
-            leave_one_group_out=tuple(tuple(values) for values in replicates),
-            late_tokens=late,
+            return layer_result(layer, vision, text)
+
+        return MeasuredLayer(
+            result=result(None),
+            left_out=tuple(result(group).frechet for group in left_out),
+            late_tokens=self.vision.late_tokens() + self.text.late_tokens(),
         )
-
-    def _layer(self, layer: int, finished: list[Finished], left_out: int | None) -> LayerResult:
-        vision, text = (
-            modality._replace(gaussian=modality.gaussian.to(self.dtype or torch.float64))
-            for modality in (statistics.modality(left_out) for statistics in finished)
-        )
-        return layer_result(layer, vision, text)
-
-    def _enter(self, document_id: DocumentId, group: int) -> None:
-        if document_id in self._documents:
-            raise MIRError(f"document {document_id!r} was counted before; count each document once")
-        self._documents[document_id] = group
-
-    def _start(self, dimensions: list[int]) -> None:
-        self._dimensions = dimensions
-        known: Sequence[tuple[Known | None, Known | None]]
-        known = self._known or [(None, None)] * len(dimensions)
-        self._layers = [
-            (
-                TokenStatistics(self.outliers, self.kept_rows, vision),
-                TokenStatistics(self.outliers, self.kept_rows, text),
-            )
-            for vision, text in known
-        ]
-
-
-def _priorities(document_id: DocumentId, modality: int, count: int) -> Tensor:
-    """Numbers in [0, 1) by which tokens enter the sample; they depend on nothing but the document."""
-    digest = hashlib.sha256(f"{document_id}\0{modality}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-    return torch.rand(count, generator=generator, dtype=torch.float64)
-
-
-def _jackknife(values: Sequence[float]) -> float | None:
-    """Standard error from delete-a-group replicates."""
-    if len(values) < 2:
-        return None
-    mean = sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values)
-    return math.sqrt((len(values) - 1) / len(values) * spread)

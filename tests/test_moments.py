@@ -156,7 +156,7 @@ def test_bounded_memory_equals_the_stored_computation(
     )
     stored = metered(docs, kept_rows=10**6, outliers=outliers, groups=5).compute()
     folded = bounded(docs, outliers=outliers, groups=5)
-    assert folded._layers[0][0].moments, "nothing was folded in, so nothing is tested"
+    assert folded.layers[1].vision.moments, "nothing was folded in, so nothing is tested"
     result = folded.compute()
     assert result.mir == pytest.approx(stored.mir, abs=tolerance)
     assert result.mir_published_fast == pytest.approx(
@@ -240,13 +240,13 @@ def test_memory_does_not_grow_with_documents_but_for_the_norms() -> None:
     def held(meter: MIRMeter) -> tuple[int, int]:
         """Bytes of all tensors and of the norms alone."""
         tensors, norms = 0, 0
-        for layer in meter._layers:
-            for statistics in layer:
+        for layer in meter.layers.values():
+            for statistics in (layer.vision, layer.text):
                 own = [n for group in statistics._norms.values() for n in group]
                 norms += sum(n.nbytes for n in own)
                 waiting = [t for tokens in statistics._waiting for t in tokens]
                 sample = [t for pair in statistics._sample for t in pair]
-                moments = [t for m in statistics.moments.values() for t in (m.mean, m.scatter)]
+                moments = [t for m in statistics.moments.values() for t in (m.mean, *m.scatter)]
                 tensors += sum(t.nbytes for t in [*own, *waiting, *sample, *moments])
         return tensors, norms
 
