@@ -51,7 +51,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Prefill:
-    """One sequence of one prefill forward: L positions, K layers, all on the CPU."""
+    """One sequence of one prefill forward: L positions, K layers that were asked for."""
 
     token_ids: Tensor
     """int64 [L]; `NO_TOKEN` where the model embedded no token."""
@@ -64,9 +64,9 @@ class Prefill:
     vision_rule: str
     """Which rule found the vision positions: "token_ids", "provenance" or "token_ids+provenance"."""
     vision_rows: tuple[Tensor, ...]
-    """K tensors [vision tokens, d], in the model's dtype."""
+    """K tensors [vision tokens, d], in the model's dtype, on the devices asked for."""
     text_rows: tuple[Tensor, ...]
-    """K tensors [text tokens, d], in the model's dtype."""
+    """K tensors [text tokens, d], in the model's dtype, on the devices asked for."""
 
     @property
     def text_ids(self) -> list[int]:
@@ -139,14 +139,19 @@ class HiddenStateCapture:
 
     Args:
         model: of any class, with a text decoder and an input embedding.
+        layers: 1-based numbers of the decoder layers whose rows are kept, and the device on which;
+            all layers, on the CPU, where None.
 
     Raises:
         MIRError: no text decoder is found.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[int, torch.device] | None = None) -> None:
         self.model = model
         self.decoder = find_decoder(model)
+        self._layers = layers or dict.fromkeys(
+            range(1, len(self.decoder.layers) + 1), torch.device("cpu")
+        )
         self.prefills: list[Prefill] = []
         self.failures: list[Exception] = []
         self.forwards = 0
@@ -286,7 +291,7 @@ class HiddenStateCapture:
             )
             sequences.append(sequence)
         if any(sequence.vision.any() for sequence in sequences):
-            self._pending = _PendingForward(sequences)
+            self._pending = _PendingForward(sequences, self._layers)
 
     @torch.no_grad()
     def _provenance(self, embeds: Tensor) -> Tensor | None:
@@ -313,9 +318,9 @@ class HiddenStateCapture:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.keep(output[0] if isinstance(output, tuple) else output.last_hidden_state)
-            if len(pending.hidden_states) != len(self.decoder.layers):
+            if pending.layers_run != len(self.decoder.layers):
                 raise MIRError(
-                    f"{self.decoder.name} ran {len(pending.hidden_states)} of its "
+                    f"{self.decoder.name} ran {pending.layers_run} of its "
                     f"{len(self.decoder.layers)} layers in one forward"
                 )
             self.prefills += pending.prefills()
@@ -340,17 +345,26 @@ class _Sequence:
 class _PendingForward:
     """Hidden states of the sequences of the forward that is running."""
 
-    def __init__(self, sequences: list[_Sequence]) -> None:
+    def __init__(self, sequences: list[_Sequence], layers: Mapping[int, torch.device]) -> None:
         self.sequences = {
             row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
         }
+        self.layers_run = 0
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
+        self._layers = layers
 
     def keep(self, hidden: Tensor) -> None:
-        """Keep one layer's hidden states [batch, L, d] of vision and text positions."""
+        """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
+        self.layers_run += 1
+        if self.layers_run not in self._layers:
+            return
+        device = self._layers[self.layers_run]
         self.hidden_states.append(
             {
-                row: (_rows(hidden[row], sequence.vision), _rows(hidden[row], sequence.text))
+                row: (
+                    _rows(hidden[row], sequence.vision, device),
+                    _rows(hidden[row], sequence.text, device),
+                )
                 for row, sequence in self.sequences.items()
             }
         )
@@ -370,8 +384,8 @@ class _PendingForward:
         ]
 
 
-def _rows(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden.detach()[mask.nonzero().squeeze(1).to(hidden.device)].cpu()
+def _rows(hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+    return hidden.detach()[mask.nonzero().squeeze(1).to(hidden.device)].to(device)
 
 
 def _row_bytes(rows: Tensor) -> list[bytes]:

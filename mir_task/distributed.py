@@ -1,10 +1,13 @@
 """Processes that measure together, on torch.distributed; with one process all of it is a no-op."""
 
 import contextlib
+import io
+import itertools
 import os
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from mir_task.errors import MIRError
@@ -28,6 +31,21 @@ def world_size() -> int:
     return 1
 
 
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _FailedElsewhere(Exception):
+    """Another process has failed; its message comes with the exchange at the end of the block."""
+
+
+_blocks = itertools.count()
+"""Every process goes through the same blocks, so a block's number means the same on all."""
+_running: list[str] = []
+"""Key, in the processes' common store, of failures in the block that is running."""
+
+
 @contextlib.contextmanager
 def on_every_rank() -> Iterator[None]:
     """Raise on every process what one of them raises inside, so that none waits for the others.
@@ -36,38 +54,67 @@ def on_every_rank() -> Iterator[None]:
         MIRError: on the processes that did not fail, with the message of the first that did.
     """
     failure: Exception | None = None
+    _running.append(f"mir_task/failed/{next(_blocks)}")
+    size = world_size()
     try:
         yield
+    except _FailedElsewhere:
+        pass
     except Exception as error:  # noqa: BLE001 - raised below, after the others know
         failure = error
-    size = world_size()
+        if size > 1:
+            _store().set(_running[-1], str(rank()))
+    finally:
+        _running.pop()
     if size > 1:
-        messages: list[str | None] = [None] * size
-        dist.all_gather_object(
-            messages, None if failure is None else f"{type(failure).__name__}: {failure}"
-        )
+        messages = all_gather(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is None:
-            for rank, message in enumerate(messages):
+            for number, message in enumerate(messages):
                 if message is not None:
-                    raise MIRError(f"process {rank} failed: {message}")
+                    raise MIRError(f"process {number} failed: {message}")
     if failure is not None:
         raise failure
 
 
-def gather(part: Part) -> list[Part] | None:
-    """All processes' parts in the order of ranks on process 0; None on the others."""
+def stop_if_another_failed() -> None:
+    """Leave the `on_every_rank` block that is running, if another process has failed in it.
+
+    Long loops ask between steps, so that a failure does not wait until all others are through.
+    """
+    if world_size() > 1 and _running and _store().check([_running[-1]]):
+        raise _FailedElsewhere
+
+
+def all_gather(part: Part) -> list[Part]:
+    """All processes' parts, in the order of ranks, on all of them; tensors must be on the CPU."""
     size = world_size()
     if size == 1:
         return [part]
-    parts: list[Part | None] = [None] * size
-    dist.gather_object(part, parts if dist.get_rank() == 0 else None, dst=0)
-    return [p for p in parts if p is not None] if dist.get_rank() == 0 else None
+    parts: list[Part] = [part] * size
+    dist.all_gather_object(parts, part)
+    return parts
 
 
-def broadcast(value: Part | None) -> Part | None:
-    """Process 0's value on all processes."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def gather(part: Part, to: int = 0, device: torch.device | None = None) -> list[Part] | None:
+    """All processes' parts, in the order of ranks, on one process; None on the others.
+
+    Args:
+        part: of any type; tensors may be on any device.
+        to: rank of the process.
+        device: of the tensors there; the CPU where None.
+    """
+    size = world_size()
+    if size == 1:
+        return [part]
+    packed = io.BytesIO()
+    torch.save(part, packed)
+    received: list[bytes] | None = [b""] * size if rank() == to else None
+    dist.gather_object(packed.getvalue(), received, dst=to)
+    if received is None:
+        return None
+    place = device or torch.device("cpu")
+    return [torch.load(io.BytesIO(r), map_location=place, weights_only=False) for r in received]
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

@@ -5,25 +5,23 @@ Importing this module does what the entry point does (`mir_task.plugin`), so tha
 """
 
 import inspect
+import itertools
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
-from tqdm import tqdm
 
 from mir_task.data import documents, open_image
-from mir_task.distributed import broadcast, gather, on_every_rank, world_size
-from mir_task.errors import MIRError
-from mir_task.measure import Measurement, measure, merged
-from mir_task.meter import MIRMeter
+from mir_task.distributed import all_gather, on_every_rank, world_size
 from mir_task.metric import MIRResult
+from mir_task.passes import Whole, measure_together
 from mir_task.placement import Document
 from mir_task.plugin import register, yaml_paths
 from mir_task.results import versions, write_report
@@ -54,6 +52,7 @@ class MIRTask(ConfigurableTask):
         self.name = name = config["task"]
         self.settings = Settings.of_task(name, mir_keys(config))
         self.result: MIRResult | None = None
+        self._no_data: Exception | None = None
         self.metadata: dict[str, Any] = {"version": self.VERSION}
         config = {key: value for key, value in config.items() if key not in (*mir_keys(config), "class")}
         metadata = config.pop("metadata", None) or {}
@@ -77,13 +76,26 @@ class MIRTask(ConfigurableTask):
         The harness's cache of built requests goes by the task's name alone, whatever the task draws,
         so it is not used.
         """
+        with on_every_rank():
+            if self._no_data is not None:
+                raise self._no_data
         self.result = None
         self.by_name[self.name] = self
         super().build_all_requests(**{**options, "cache_requests": False})
 
     def download(self, dataset_kwargs: Any = None) -> None:
-        """Draw the documents. The parent's version retries and hides the cause of a failure."""
-        drawn = documents(self.name, self.settings)
+        """Draw the documents. The parent's version retries and hides the cause of a failure.
+
+        The harness has the other processes wait while the first one loads, so with several a failure
+        is raised in `build_all_requests`, which all of them reach.
+        """
+        try:
+            drawn = documents(self.name, self.settings)
+        except Exception as error:
+            if not torch.distributed.is_initialized():
+                raise
+            self._no_data = error
+            drawn = datasets.Dataset.from_dict({"id": [""], "text": [""], "image": [None]})
         self.dataset = datasets.DatasetDict({SPLIT: drawn})
         self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("image")})
 
@@ -151,10 +163,13 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     world_size()  # processes that cannot be merged are found before anything runs
     _keep_out_of_the_efficiency_summary()
     counted: dict[tuple[str, int], dict[str, Any]] = {}
-    for name in dict.fromkeys(request.metadata["task"] for request in requests):
+    # A process may have no document of a task, and still takes its part in merging.
+    names = all_gather([request.metadata["task"] for request in requests])
+    for name in dict.fromkeys(itertools.chain(*names)):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
-        measured, whole = _measure_together(lm, task, own)
+        documents = list(_documents(task, own))
+        measured, whole = measure_together(lm, documents, task.settings, name)
         with on_every_rank():
             if whole is not None:
                 _conclude(lm, task, whole)
@@ -162,55 +177,18 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
 
 
-def _measure_together(
-    lm: lmms, task: MIRTask, requests: list[Instance]
-) -> tuple[Measurement, Measurement | None]:
-    """This process's measurement and, on process 0, that of all; in two passes where it takes two."""
-    settings = task.settings
-    meter: MIRMeter | None = MIRMeter(
-        outliers=settings.mir_outliers,
-        groups=settings.mir_groups,
-        late="raise" if settings.mir_late_outliers == "second_pass" else "count",
-    )
-    while meter is not None:
-        with on_every_rank():
-            measured = _measure(lm, task, requests, meter)
-        parts = gather(measured)
-        whole: Measurement | None = None
-        with on_every_rank():
-            if parts is not None:
-                whole = merged(parts)
-        again = whole is not None and whole.meter.late == "raise" and whole.meter.needs_second_pass()
-        meter = broadcast(whole.meter.second_pass() if whole is not None and again else None)
-        if meter is not None:
-            logger.warning(f"{task.name}: the outliers' bounds moved, so all documents run once more")
-    return measured, whole
+def _documents(task: MIRTask, requests: list[Instance]) -> Iterator[Document]:
+    """The documents of a process's requests, in their order, then the copies that count nowhere.
 
-
-def _measure(lm: lmms, task: MIRTask, requests: list[Instance], meter: MIRMeter) -> Measurement:
-    settings, rows = task.settings, task.test_docs()
-    # `--repeats` sends a document several times, and processes are filled up with copies of their
-    # last request: copies run where every process has to take part, but count nowhere.
+    `--repeats` sends a document several times, and processes are filled up with copies of their last
+    request, which run where every process has to take part.
+    """
+    rows, name = task.test_docs(), task.config.task
     padding = [r.doc_id for r in requests if r.metadata.get("__padding_only__")]
     counted = {r.doc_id for r in requests if not r.metadata.get("__padding_only__")}
-    name = task.config.task
-
-    def document(row: int, *, counts: bool) -> Document:
-        values = rows[row]
-        return Document(values["id"], name, SPLIT, row, values["text"], task.doc_to_visual, counts)
-
-    wanted = [
-        *(document(row, counts=True) for row in sorted(counted)),
-        *(document(row, counts=False) for row in padding),
-    ]
-    return measure(
-        lm,
-        wanted,
-        meter,
-        placement=settings.mir_placement,
-        skip_failures=settings.mir_on_error == "skip",
-        name=name,
-    )
+    for number, row in enumerate([*sorted(counted), *padding]):
+        values, counts = rows[row], number < len(counted)
+        yield Document(values["id"], name, SPLIT, row, values["text"], task.doc_to_visual, counts)
 
 
 def _keep_out_of_the_efficiency_summary() -> None:
@@ -240,34 +218,30 @@ def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
     return json.dumps(counts), {"input_tokens": document["tokens"]}
 
 
-def _conclude(lm: lmms, task: MIRTask, whole: Measurement) -> None:
-    """Compute the task's result and write its report."""
+def _conclude(lm: lmms, task: MIRTask, whole: Whole) -> None:
+    """Keep the task's result and write its report."""
     name = task.config.task
-    if not len(whole.meter):
-        reason = next(iter(whole.skipped.values()), "the run has none")
-        raise MIRError(f"{name}: no document could be measured; the first: {reason}")
-    started = time.perf_counter()
-    task.result = whole.meter.compute(lambda layers: tqdm(layers, desc=f"{name}: layers"))
-    warnings = whole.warnings(task.result)
+    task.result, measured = whole.result, whole.measured
+    warnings = measured.warnings(task.result)
     for warning in warnings:
         logger.warning(f"{name}: {warning}")
     run = _run_of_the_harness()
-    ordered = sorted(whole.documents.items(), key=lambda item: item[1]["row"])
+    ordered = sorted(measured.documents.items(), key=lambda item: item[1]["row"])
     report = {
         "task": name,
         "model": run["model"],
         "model_args": run["model_args"],
         "model_name": run["model_name"],
         "adapter": f"{type(lm).__module__}.{type(lm).__name__}",
-        **whole.facts,
+        **measured.facts,
         "settings": task.settings.model_dump(),
         "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
-        "skipped": whole.skipped,
-        "warnings": warnings,
+        "skipped": measured.skipped,
+        "warnings": [*warnings, *whole.notes],
         "versions": versions(),
-        "seconds": {"forwards": whole.seconds, "metric": time.perf_counter() - started},
+        "seconds": {"forwards": measured.seconds, "metric": whole.seconds},
     }
-    logger.info(f"{name}: MIR {task.result.mir:.4f} over {len(whole.meter)} documents")
+    logger.info(f"{name}: MIR {task.result.mir:.4f} over {len(measured.documents)} documents")
     if run["stem"] is not None:
         try:
             files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report)

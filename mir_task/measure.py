@@ -2,16 +2,18 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
 from mir_task.adapter import Adapter, Rejected, Seen, torch_model
 from mir_task.capture import HiddenStateCapture, decode_text
+from mir_task.distributed import stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.meter import MIRMeter
 from mir_task.metric import MIRResult
@@ -20,9 +22,8 @@ from mir_task.placement import Document
 
 @dataclass
 class Measurement:
-    """What one process measured of one task."""
+    """Which documents of a task were measured, and what was seen on the way."""
 
-    meter: MIRMeter
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per document id: token counts, decoded text span and vision-row rule."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -35,21 +36,19 @@ class Measurement:
     """Wall time of the forwards."""
 
     def merge(self, other: "Measurement") -> None:
-        """Add what another process measured of the same task.
+        """Add what another process, or another pass, measured of the same task.
 
         Raises:
-            MIRError: the processes measured different models or placed the text differently.
+            MIRError: they measured different models or placed the text differently.
         """
         if other.facts and self.facts and other.facts != self.facts:
             raise MIRError(
                 f"the processes do not measure the same thing: {self.facts} and {other.facts}"
             )
-        self.meter.merge(other.meter)
         self.documents |= other.documents
         self.skipped |= other.skipped
         self.facts = self.facts or other.facts
         self.notes = self.notes or other.notes
-        self.seconds = max(self.seconds, other.seconds)
 
     def warnings(self, result: MIRResult) -> list[str]:
         """What a reader of the value should know."""
@@ -76,18 +75,6 @@ class Measurement:
         return found
 
 
-def merged(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of the parts of all processes; the first one takes the others in.
-
-    Raises:
-        MIRError: as `Measurement.merge`.
-    """
-    whole, *others = parts
-    for other in others:
-        whole.merge(other)
-    return whole
-
-
 def _named(ids: Iterable[str]) -> str:
     names = list(ids)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
@@ -97,6 +84,7 @@ def measure(
     lm: lmms,
     documents: Iterable[Document],
     meter: MIRMeter,
+    layers: Mapping[int, torch.device],
     *,
     placement: str | None,
     skip_failures: bool,
@@ -108,6 +96,7 @@ def measure(
         lm: loaded adapter.
         documents: in the order to run.
         meter: counts the documents.
+        layers: numbers of the decoder layers that the meter counts, and where their rows go.
         placement: of the text; the best that the adapter supports where None.
         skip_failures: go on after a document that cannot be measured.
         name: of the task, for the progress bar.
@@ -116,13 +105,14 @@ def measure(
         MIRError: the adapter or model cannot be measured, or a document where failures are not
             skipped, named by its id.
     """
-    run = _Run(Measurement(meter), name=name, skip_failures=skip_failures)
+    run = _Run(meter, name=name, skip_failures=skip_failures)
     started = time.perf_counter()
-    with HiddenStateCapture(torch_model(lm)) as capture:
+    with HiddenStateCapture(torch_model(lm), layers) as capture:
         adapter = Adapter(lm, capture, placement)
         queue = deque(run.within_context(adapter, documents))
         with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:
             while queue:
+                stop_if_another_failed()
                 batch = _batch(queue, adapter.batch_size)
                 for document, outcome in adapter.run(batch, probe=queue[0] if queue else None):
                     if isinstance(outcome, Seen):
@@ -151,8 +141,9 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Run:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, done: Measurement, *, name: str, skip_failures: bool) -> None:
-        self.done = done
+    def __init__(self, meter: MIRMeter, *, name: str, skip_failures: bool) -> None:
+        self.meter = meter
+        self.done = Measurement()
         self.name = name
         self.skip_failures = skip_failures
 
@@ -173,9 +164,7 @@ class _Run:
         if not document.counts:
             return
         try:
-            self.done.meter.update(
-                document.id, prefill.vision_rows, prefill.text_rows, group=document.row
-            )
+            self.meter.update(document.id, prefill.vision_rows, prefill.text_rows, group=document.row)
         except MIRError as error:
             reason = str(error).removeprefix(f"document {document.id!r}: ")
             self.reject(document, Rejected(reason))

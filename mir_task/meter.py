@@ -112,7 +112,7 @@ class MIRMeter:
             _priorities(document_id, n, len(m[0])) for n, m in enumerate((vision_rows, text_rows))
         ]
         for (number, vision, text), of_layer in zip(rows, norms, strict=True):
-            layer = self._layer(number)
+            layer = self.layer(number)
             for statistics, tokens, own, priority in zip(
                 (layer.vision, layer.text), (vision, text), of_layer, priorities, strict=True
             ):
@@ -136,7 +136,7 @@ class MIRMeter:
         if other._dimensions != self._dimensions:
             raise MIRError("meters of different models cannot be merged")
         for number, layer in other.layers.items():
-            self._layer(number).merge(layer)
+            self.layer(number).merge(layer)
 
     def needs_second_pass(self) -> bool:
         """Whether bounds or medians moved too far from what rows were folded in by."""
@@ -205,7 +205,8 @@ class MIRMeter:
             raise MIRError(f"document {document_id!r} was counted before; count each document once")
         self.documents[document_id] = group
 
-    def _layer(self, number: int) -> LayerStatistics:
+    def layer(self, number: int) -> LayerStatistics:
+        """Statistics of the layer of that number; empty ones while no document was counted."""
         if number not in self.layers:
             known = self._known.get(number)
             self.layers[number] = LayerStatistics(self.outliers, self.kept_rows, known)

@@ -280,11 +280,29 @@ class Known(NamedTuple):
 
     bounds: Bounds
     thresholds: Tensor | None
-    """For the medians [q, d]; None with the rule "drop"."""
+    """For the medians, [q, d] on the CPU; None with the rule "drop"."""
 
 
 KnownLayer = tuple[Known, Known]
 """Of the vision and of the text tokens."""
+
+
+def _default_capacity(size: int, itemsize: int) -> int:
+    """Rows [size] that may wait: as many as take the memory of one float64 covariance."""
+    return max(8 * size // itemsize, _WAIT)
+
+
+def bytes_at_most(size: int, itemsize: int, groups: int) -> int:
+    """Memory that one layer's statistics of both modalities take at most, beside 8 bytes a token.
+
+    Args:
+        size: dimensions of the hidden states.
+        itemsize: bytes a number of them.
+        groups: of documents.
+    """
+    rows = (_default_capacity(size, itemsize) + 2 * SAMPLE) * size * itemsize
+    moments = max(groups, 1) * 8 * sum((size - i) * (j - i) for i, j in _blocks(size))
+    return 2 * (rows + moments)
 
 
 class TokenStatistics:
@@ -300,9 +318,8 @@ class TokenStatistics:
         self.rule = rule
         self.capacity = capacity
         self.bounds = known.bounds if known else None
+        self._thresholds = known.thresholds if known else None
         self._counts: list[MedianCounts] = []
-        if known and known.thresholds is not None:
-            self._counts.append(MedianCounts(known.thresholds))
         self.count = 0
         self.moments: dict[int, Moments] = {}
         self._norms: dict[int, list[Tensor]] = {}
@@ -326,14 +343,15 @@ class TokenStatistics:
             priorities: [n], the hashes by which rows enter the sample.
         """
         if self.capacity is None:
-            # As many rows as take the memory of one float64 covariance.
-            self.capacity = max(8 * rows.shape[1] // rows.element_size(), _WAIT)
+            self.capacity = _default_capacity(rows.shape[1], rows.element_size())
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
         self._norms.setdefault(group, []).append(norms)
         self.count += len(rows)
         self._wait(_Tokens(rows, norms, groups))
         if self.rule == "replace":
             self._offer(rows, priorities)
+            if self._thresholds is not None and not self._counts:
+                self._counts.append(MedianCounts(self._thresholds.to(rows.device)))
             if self._counts:
                 self._counts[0].count(rows)
         if self._waiting_count > self.capacity:
@@ -393,6 +411,8 @@ class TokenStatistics:
 
     def needs_second_pass(self) -> bool:
         """Whether bounds or medians moved too far from what the rows were folded in by."""
+        if not self.moments and not self._discarded:
+            return False
         if self.late():
             return True
         if not self._counts or self.bounds is not None or not self.outlier_count():
@@ -409,7 +429,7 @@ class TokenStatistics:
         if self.rule == "replace":
             self._prune()
             thresholds = MedianCounts.around(torch.cat([rows for rows, _ in self._sample])).thresholds
-        return Known(self.final_bounds(), thresholds)
+        return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 
     def late_tokens(self) -> int:
         """How many tokens at least are on the other side of the bounds than they were taken to be."""

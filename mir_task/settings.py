@@ -49,12 +49,17 @@ class Settings(BaseModel):
     mir_late_outliers: Literal["second_pass", "count"] = "second_pass"
     """What follows when a token was folded into the statistics before it turned out an outlier: the
     documents run once more, or the tokens are counted in the side file (`late_tokens`)."""
-    mir_groups: int = Field(default=5, ge=0)
-    """Groups of the jackknife behind `mir_stderr`; 0 for none."""
+    mir_groups: int | None = Field(default=None, ge=0)
+    """Groups of the jackknife behind `mir_stderr`; 0 for none, 5 where memory allows if not given."""
+    mir_host_memory: float | None = Field(default=None, gt=0)
+    """GiB of host memory for statistics, a process; half of what is free if not given."""
+    mir_accelerator_memory: float | None = Field(default=None, ge=0)
+    """GiB of each accelerator for statistics, which live on the host where they do not fit; half of what
+    is free beside the model if not given."""
 
     @field_validator("mir_groups")
     @classmethod
-    def _not_one(cls, groups: int) -> int:
+    def _not_one(cls, groups: int | None) -> int | None:
         if groups == 1:
             raise ValueError("must be 0 (no standard error) or at least 2")
         return groups

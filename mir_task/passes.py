@@ -1,0 +1,184 @@
+"""All passes over a task's documents, on all processes together.
+
+Mostly there is one. The documents run again for layers that did not fit into memory beside the others
+(`mir_task.budget`), and for layers whose outliers could not be told in one pass (`mir_task.moments`).
+After each pass the processes merge their statistics layer by layer, each layer on one of them, which
+computes its distance.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from lmms_eval.api.model import lmms
+from loguru import logger
+from tqdm import tqdm
+
+from mir_task import budget
+from mir_task.adapter import torch_model
+from mir_task.capture import find_decoder
+from mir_task.distributed import (
+    all_gather,
+    gather,
+    on_every_rank,
+    rank,
+    stop_if_another_failed,
+    world_size,
+)
+from mir_task.errors import MIRError
+from mir_task.measure import Measurement, measure
+from mir_task.meter import MIRMeter, groups_to_leave_out
+from mir_task.metric import MeasuredLayer, MIRResult
+from mir_task.moments import KnownLayer, LayerStatistics
+from mir_task.placement import Document
+from mir_task.settings import Settings
+
+
+class Whole(NamedTuple):
+    """What all processes measured of a task."""
+
+    result: MIRResult
+    measured: Measurement
+    notes: list[str]
+    """What a reader of the value should know."""
+    seconds: float
+    """Wall time of merging and computing."""
+
+
+def measure_together(
+    lm: lmms, documents: list[Document], settings: Settings, name: str
+) -> tuple[Measurement, Whole | None]:
+    """This process's measurement and, on process 0, the result of all.
+
+    Args:
+        lm: loaded adapter.
+        documents: of this process, in the order to run.
+        settings: of the task.
+        name: of the task, for bars and messages.
+
+    Raises:
+        MIRError: on every process alike, when one of them cannot go on.
+    """
+    plan = _common_plan(lm, settings)
+    notes = list(plan.notes)
+    _log(name, notes)
+    todo = deque(plan.passes)
+    known: dict[int, KnownLayer] = {}
+    done: dict[int, MeasuredLayer] = {}
+    own, seconds = Measurement(), 0.0
+    while todo:
+        numbers = todo.popleft()
+        meter = MIRMeter(
+            outliers=settings.mir_outliers,
+            groups=plan.groups,
+            late="raise" if settings.mir_late_outliers == "second_pass" else "count",
+            numbers=numbers,
+            known=known,
+        )
+        with on_every_rank():
+            part = measure(
+                lm,
+                [document for document in documents if document.id not in own.skipped],
+                meter,
+                {number: plan.devices[number] for number in numbers},
+                placement=settings.mir_placement,
+                skip_failures=settings.mir_on_error == "skip",
+                name=name,
+            )
+            own.merge(part)
+            own.seconds += part.seconds
+        if done and any(all_gather(bool(part.skipped))):
+            _log(name, ["a document that was counted is left out after all, so all run again"])
+            todo.extendleft([numbers, tuple(sorted(done))])
+            done.clear()
+            known.clear()
+            continue
+        started = time.perf_counter()
+        left_out = _groups(meter, own, name)
+        computed, late = _compute(_share(meter, plan), meter, left_out, name)
+        done |= computed
+        seconds += time.perf_counter() - started
+        if late:
+            known |= late
+            todo.appendleft(tuple(sorted(late)))
+            moved = f"the outliers' bounds moved in {len(late)} layer(s)"
+            _log(name, [f"{moved}, so the documents run once more for them"])
+    if plan.groups and not left_out:
+        notes.append(f"mir_stderr is N/A: fewer documents than its {plan.groups} groups; set mir_groups")
+        _log(name, notes[-1:])
+    parts = gather(own)
+    whole = None
+    with on_every_rank():
+        if parts is not None:
+            measured, *others = parts
+            for other in others:
+                measured.merge(other)
+            result = MIRResult.of_layers(done.values(), settings.mir_outliers)
+            whole = Whole(result, measured, notes, seconds)
+    return own, whole
+
+
+def _common_plan(lm: lmms, settings: Settings) -> budget.Plan:
+    """The same groups and passes on every process, each with its own devices."""
+    with on_every_rank():
+        decoder = find_decoder(torch_model(lm))
+        devices = budget.layer_devices(decoder)
+        own = budget.room(devices, settings.mir_host_memory, settings.mir_accelerator_memory)
+    room = budget.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))
+    with on_every_rank():
+        return budget.plan(devices, budget.shape(decoder), room, settings.mir_groups)
+
+
+def _groups(meter: MIRMeter, own: Measurement, name: str) -> list[int]:
+    """Groups of the jackknife that the documents of all processes make up.
+
+    Raises:
+        MIRError: no process has a document.
+    """
+    parts = all_gather((list(meter.documents.values()), next(iter(own.skipped.values()), None)))
+    if not any(groups for groups, _ in parts):
+        reason = next((reason for _, reason in parts if reason), "the run has none")
+        raise MIRError(f"{name}: no document could be measured; the first: {reason}")
+    return groups_to_leave_out([group for groups, _ in parts for group in groups], meter.groups)
+
+
+def _share(meter: MIRMeter, plan: budget.Plan) -> dict[int, list[LayerStatistics]]:
+    """The layers that this process is to compute: the statistics of each process."""
+    share = {}
+    for position, number in enumerate(meter.numbers or ()):
+        layer = meter.layer(number)
+        del meter.layers[number]
+        parts = gather(layer, to=position % world_size(), device=plan.devices[number])
+        if parts is not None:
+            share[number] = parts
+    return share
+
+
+def _compute(
+    share: dict[int, list[LayerStatistics]], meter: MIRMeter, left_out: list[int], name: str
+) -> tuple[dict[int, MeasuredLayer], dict[int, KnownLayer]]:
+    """All processes' layers, and what is known of those that take a second pass."""
+    computed: dict[int, MeasuredLayer] = {}
+    late: dict[int, KnownLayer] = {}
+    with on_every_rank():
+        for number in tqdm(sorted(share), desc=f"{name}: layers", disable=rank() != 0):
+            stop_if_another_failed()
+            layer, *others = share.pop(number)
+            for other in others:
+                layer.merge(other)
+            if meter.late == "raise" and layer.needs_second_pass():
+                late[number] = layer.known()
+            else:
+                computed[number] = layer.measured(number, left_out, torch.float64)
+    parts = all_gather((computed, late))
+    return (
+        {number: layer for layers, _ in parts for number, layer in layers.items()},
+        {number: layer for _, layers in parts for number, layer in layers.items()},
+    )
+
+
+def _log(name: str, notes: Iterable[str]) -> None:
+    for note in notes if rank() == 0 else ():
+        logger.warning(f"{name}: {note}")
