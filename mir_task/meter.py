@@ -98,7 +98,7 @@ class MIRMeter:
             check_rows(vision_rows, text_rows)
             norms = [
                 [
-                    token_norms(number, modality, tokens, precision(tokens)).double()
+                    token_norms(number, modality, tokens, precision(tokens))
                     for modality, tokens in (("vision", vision), ("text", text))
                 ]
                 for number, vision, text in rows

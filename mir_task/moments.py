@@ -30,13 +30,21 @@ from mir_task.metric import LayerResult, MeasuredLayer, Modality, check_enough, 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
 _QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
-# Share of dimensions whose median may come from the sample before a second pass is asked for.
-_OUT_OF_REACH = 0.25
+# A median of the sample is off by 0.04 standard deviations, and as many rows as there are outliers are
+# put there. This share of all numbers may be before a second pass is asked for.
+_SAMPLED = 0.01
 # Rows that may wait at least, whatever a covariance takes.
 _WAIT = 2048
 # Tokens this many standard deviations from the median wait for the bounds (at 3) to settle: in the
-# first of these bands that holds few enough.
-_BANDS = ((2.0, 5.0), (2.5, 3.7), (2.8, 3.2), (3.0, 3.0))
+# first of these bands that holds few enough. Those beyond it are let go of, as outliers.
+_BANDS = (
+    (2.0, math.inf),
+    (2.5, math.inf),
+    (2.8, math.inf),
+    (2.5, 3.7),
+    (2.8, 3.2),
+    (3.0, 3.0),
+)
 # Bounds are estimated anew when there are this many times more tokens.
 _GROWTH = 1.1
 _CHUNK = 4096
@@ -287,6 +295,31 @@ KnownLayer = tuple[Known, Known]
 """Of the vision and of the text tokens."""
 
 
+class Sample:
+    """The rows [n, d] of lowest priority [n] among all that were offered, `SAMPLE` of them at most."""
+
+    def __init__(self, rows: Tensor, priorities: Tensor) -> None:
+        self.rows = rows
+        self.priorities = priorities
+        self._cutoff = math.inf
+
+    def offer(self, rows: Tensor, priorities: Tensor) -> None:
+        """Take in those of the rows [n, d] that belong to the sample."""
+        chosen = (priorities < self._cutoff).nonzero().squeeze(1)
+        rows, priorities = rows[chosen], priorities[chosen]
+        if len(self.rows) < SAMPLE:
+            rows, priorities = torch.cat([self.rows, rows]), torch.cat([self.priorities, priorities])
+            self.rows, self.priorities = rows[:SAMPLE].clone(), priorities[:SAMPLE].clone()
+            rows, priorities = rows[SAMPLE:], priorities[SAMPLE:]
+        if len(rows):
+            lowest = torch.cat([self.priorities, priorities]).topk(SAMPLE, largest=False).indices
+            stays = torch.zeros(SAMPLE + len(rows), dtype=torch.bool, device=rows.device)
+            stays[lowest] = True
+            leaving, entering = ~stays[:SAMPLE], stays[SAMPLE:]
+            self.rows[leaving], self.priorities[leaving] = rows[entering], priorities[entering]
+            self._cutoff = float(self.priorities.max())
+
+
 def _default_capacity(size: int, itemsize: int) -> int:
     """Rows [size] that may wait: as many as take the memory of one float64 covariance."""
     return max(8 * size // itemsize, _WAIT)
@@ -300,7 +333,7 @@ def bytes_at_most(size: int, itemsize: int, groups: int) -> int:
         itemsize: bytes a number of them.
         groups: of documents.
     """
-    rows = (_default_capacity(size, itemsize) + 2 * SAMPLE) * size * itemsize
+    rows = (_default_capacity(size, itemsize) + SAMPLE) * size * itemsize
     moments = max(groups, 1) * 8 * sum((size - i) * (j - i) for i, j in _blocks(size))
     return 2 * (rows + moments)
 
@@ -329,8 +362,7 @@ class TokenStatistics:
         # Norms of folded tokens lie between these, and those of discarded ones beyond the others.
         self._folded = Bounds(math.inf, -math.inf)
         self._discarded_norms = Bounds(-math.inf, math.inf)
-        self._sample: list[tuple[Tensor, Tensor]] = []
-        self._cutoff = math.inf
+        self._sample: Sample | None = None
         self._estimate: tuple[int, list[tuple[Bounds, Bounds]]] = (0, [])
 
     def add(self, rows: Tensor, norms: Tensor, group: int, priorities: Tensor) -> None:
@@ -338,16 +370,16 @@ class TokenStatistics:
 
         Args:
             rows: in any dtype.
-            norms: float64 [n], the rows' L2 norms.
+            norms: [n], the rows' L2 norms.
             group: of the document.
             priorities: [n], the hashes by which rows enter the sample.
         """
         if self.capacity is None:
             self.capacity = _default_capacity(rows.shape[1], rows.element_size())
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
-        self._norms.setdefault(group, []).append(norms)
+        _append(self._norms.setdefault(group, []), norms)
         self.count += len(rows)
-        self._wait(_Tokens(rows, norms, groups))
+        self._wait(_Tokens(rows, norms.double(), groups))
         if self.rule == "replace":
             self._offer(rows, priorities)
             if self._thresholds is not None and not self._counts:
@@ -362,7 +394,8 @@ class TokenStatistics:
         self.capacity = self.capacity or other.capacity
         self.count += other.count
         for group, norms in other._norms.items():
-            self._norms.setdefault(group, []).extend(norms)
+            for part in norms:
+                _append(self._norms.setdefault(group, []), part)
         for group, moments in other.moments.items():
             _merge_into(self.moments, group, moments.copy())
         for group, count in other._discarded.items():
@@ -374,8 +407,8 @@ class TokenStatistics:
             max(self._discarded_norms.low, other._discarded_norms.low),
             min(self._discarded_norms.high, other._discarded_norms.high),
         )
-        for rows, priorities in other._sample:
-            self._offer(rows, priorities)
+        if other._sample is not None:
+            self._offer(other._sample.rows, other._sample.priorities)
         self._merge_counts(other)
         for waiting in other._waiting:
             self._wait(waiting)
@@ -392,8 +425,8 @@ class TokenStatistics:
         self._counts += counts
 
     def norms(self) -> Tensor:
-        """Norms [n] of all tokens."""
-        return torch.cat([norms for group in self._norms.values() for norms in group])
+        """Norms [n] of all tokens, in float64."""
+        return torch.cat([norms for group in self._norms.values() for norms in group]).double()
 
     def final_bounds(self) -> Bounds:
         """The bounds of the 3-sigma rule over all tokens counted."""
@@ -417,7 +450,8 @@ class TokenStatistics:
             return True
         if not self._counts or self.bounds is not None or not self.outlier_count():
             return False
-        return float((~medians(self._counts)[1]).double().mean()) > _OUT_OF_REACH
+        sampled = float((~medians(self._counts)[1]).double().mean())
+        return sampled * self.outlier_count() / self.count > _SAMPLED
 
     def outlier_count(self) -> int:
         """Outliers among all tokens."""
@@ -426,9 +460,8 @@ class TokenStatistics:
     def known(self) -> Known:
         """What a second pass over the same tokens needs."""
         thresholds = None
-        if self.rule == "replace":
-            self._prune()
-            thresholds = MedianCounts.around(torch.cat([rows for rows, _ in self._sample])).thresholds
+        if self._sample is not None:
+            thresholds = MedianCounts.around(self._sample.rows).thresholds
         return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 
     def late_tokens(self) -> int:
@@ -446,7 +479,7 @@ class TokenStatistics:
         waiting = self._all_waiting()
         out = bounds.outside(waiting.norms)
         inside, outside = waiting.at(~out), waiting.at(out)
-        norms = {group: torch.cat(parts) for group, parts in self._norms.items()}
+        norms = {group: torch.cat(parts).double() for group, parts in self._norms.items()}
         outliers = {group: int(bounds.outside(values).sum()) for group, values in norms.items()}
         middle = self._medians() if self.rule == "replace" and any(outliers.values()) else None
         if not self.moments and self.count < inside.rows.shape[1]:
@@ -520,20 +553,9 @@ class TokenStatistics:
         )
 
     def _offer(self, rows: Tensor, priorities: Tensor) -> None:
-        if not math.isinf(self._cutoff):
-            chosen = priorities < self._cutoff
-            rows, priorities = rows[chosen], priorities[chosen]
-        self._sample.append((rows, priorities))
-        if sum(len(p) for _, p in self._sample) > 2 * SAMPLE:
-            self._prune()
-
-    def _prune(self) -> None:
-        priorities = torch.cat([p for _, p in self._sample])
-        if len(priorities) > SAMPLE:
-            lowest = priorities.topk(SAMPLE, largest=False)
-            rows = torch.cat([r for r, _ in self._sample])[lowest.indices]
-            self._sample = [(rows, lowest.values)]
-            self._cutoff = float(lowest.values.max())
+        if self._sample is None:
+            self._sample = Sample(rows[:0], priorities[:0])
+        self._sample.offer(rows, priorities)
 
     def _medians(self) -> Tensor:
         """Lower median of each dimension [d]; of counts and the sample once rows were folded in."""
@@ -541,9 +563,16 @@ class TokenStatistics:
         if len(waiting.rows) == self.count:
             return waiting.rows.median(0).values
         middle, reached = medians(self._counts)
-        self._prune()
-        sampled = torch.cat([rows for rows, _ in self._sample]).median(0).values
+        assert self._sample is not None
+        sampled = self._sample.rows.median(0).values
         return torch.where(reached, middle, sampled.double())
+
+
+def _append(parts: list[Tensor], part: Tensor) -> None:
+    """Keep parts of falling length, so that there are few however many come."""
+    parts.append(part)
+    while len(parts) > 1 and len(parts[-1]) >= len(parts[-2]):
+        parts[-2:] = [torch.cat(parts[-2:])]
 
 
 def _merge_into(moments: dict[int, Moments], group: int, part: Moments) -> None:
@@ -586,7 +615,8 @@ class LayerStatistics:
         Args:
             layer: 1-based number of the layer.
             left_out: groups to leave out one at a time. Outliers are those among all tokens.
-            dtype: of the covariances when the root is taken.
+            dtype: of the covariances when the root is taken; float32 is enough for the spread over
+                the groups.
 
         Raises:
             MIRError: fewer than 2 tokens of a modality, or text tokens that are all zero.
@@ -597,7 +627,9 @@ class LayerStatistics:
 
         def result(group: int | None) -> LayerResult:
             vision, text = (
-                modality._replace(gaussian=modality.gaussian.to(dtype))
+                modality._replace(
+                    gaussian=modality.gaussian.to(dtype if group is None else torch.float32)
+                )
                 for modality in (tokens.modality(group) for tokens in finished)
             )
             return layer_result(layer, vision, text)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -119,37 +120,73 @@ def test_without_output_path_there_is_the_table_alone(llava, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
-    # The second process is filled up with a copy of its last document, or of one that it has not.
-    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29517", "-m", "lmms_eval"]
-    command = [*launch, *arguments(llava, tmp_path, "mir_demo"), "--limit", "7"]
-    run(*command, cwd=tmp_path, OMP_NUM_THREADS="1")
-    two = results(tmp_path)["results"]["mir_demo"]
-    one = harness.evaluate(harness.load(llava), "mir_demo", limit=7)["results"]["mir_demo"]
-    for key in ("mir,none", "mir_published_fast,none", "mir_stderr,none"):
-        assert two[key] == pytest.approx(one[key], abs=1e-6)
+def torchrun(processes: int, *command: str, cwd: Path, **environment: str) -> str:
+    """Output of a command in several processes, one thread each."""
+    launch = ["torchrun", "--standalone", "--nproc_per_node", str(processes)]
+    return run(*launch, *command, cwd=cwd, OMP_NUM_THREADS="1", **environment)
 
 
-FAILING_RANK = """
-import os
-if os.environ.get("RANK") == "1":
-    def broken(*arguments):
-        raise RuntimeError("rank 1 has run out of luck")
-    import mir_task.adapter as adapter
-    adapter.send = broken
-from lmms_eval.__main__ import cli_evaluate
-cli_evaluate()
+FEW = """
+task: mir_few
+class: !function mir_task.harness.MIRTask
+mir_base: mir_demo
+mir_documents: 2
 """
 
 
-def test_a_failure_on_one_process_ends_both_with_its_message(llava, tmp_path) -> None:
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_figure_of_one(llava, tmp_path, processes: int) -> None:
+    # 7 and 2 documents: they do not divide, and of the second task one of three processes has none.
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "mir_few.yaml").write_text(FEW)
+    command = [*arguments(llava, tmp_path, "mir_demo,mir_few"), "--limit", "7"]
+    torchrun(processes, "-m", "lmms_eval", "--include_path", str(tasks), *command, cwd=tmp_path)
+    together = results(tmp_path)["results"]
+    few = {"task": "mir_few", "mir_documents": 2, "mir_groups": 0}
+    alone = harness.evaluate(harness.load(llava), "mir_demo", harness.task(**few), limit=7)["results"]
+    for task in ("mir_demo", "mir_few"):
+        for key in ("mir,none", "mir_published_fast,none"):
+            assert together[task][key] == pytest.approx(alone[task][key], abs=1e-6)
+    stderr = alone["mir_demo"]["mir_stderr,none"]
+    assert together["mir_demo"]["mir_stderr,none"] == pytest.approx(stderr, abs=1e-6)
+    assert together["mir_few"]["mir_stderr,none"] == "N/A"
+
+
+FAILING_RANK = """
+import os, time
+import mir_task.adapter as adapter
+send = adapter.send
+def broken(*arguments):
+    if os.environ["RANK"] == "1":
+        print("failed at", time.time())
+        raise RuntimeError("rank 1 has run out of luck")
+    time.sleep(2)  # 34 documents would take over a minute
+    return send(*arguments)
+adapter.send = broken
+from lmms_eval.__main__ import cli_evaluate
+cli_evaluate()
+print("ended at", time.time())
+"""
+
+
+def test_a_failure_on_one_process_ends_all_at_once_with_its_message(llava, tmp_path) -> None:
     script = tmp_path / "launch.py"
     script.write_text(FAILING_RANK)
-    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29518", str(script)]
-    log = run(*launch, *arguments(llava, tmp_path, "mir_demo"), cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert "process 1 failed: MIRError: document" in log
-    assert log.count("rank 1 has run out of luck") >= 2
+    log = torchrun(3, str(script), *arguments(llava, tmp_path, "mir_demo"), cwd=tmp_path)
+    assert log.count("process 1 failed: MIRError: document") >= 2
+    assert log.count("rank 1 has run out of luck") >= 3
     assert not list(tmp_path.rglob("*_results.json"))
+    failed = min(float(when) for when in re.findall(r"failed at (\S+)", log))
+    ended = [float(when) for when in re.findall(r"ended at (\S+)", log)]
+    assert len(ended) == 3
+    assert max(ended) - failed < 30
+
+
+def test_data_that_one_process_cannot_read_end_all_with_its_message(llava, tmp_path) -> None:
+    log = torchrun(2, "-m", "lmms_eval", *arguments(llava, tmp_path, "mir_textvqa"), cwd=tmp_path)
+    assert log.count("mir-task data prepare mir_textvqa --to DIR") >= 2
+    assert "Connection closed" not in log
 
 
 def test_tasks_are_listed_and_include_path_works_too(tmp_path) -> None:
@@ -192,8 +229,7 @@ def test_tasks_on_folders_of_the_real_schema_and_on_carried_copies(llava, tmp_pa
 
     there = {"MIR_TASK_DATA": str(carried), **cache}
     run("lmms-eval", *arguments(llava, second, ",".join(TASKS)), cwd=tmp_path, **there)
-    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29519", "-m", "lmms_eval"]
-    run(*launch, *arguments(llava, two, "mir_textvqa"), cwd=tmp_path, OMP_NUM_THREADS="1", **there)
+    torchrun(2, "-m", "lmms_eval", *arguments(llava, two, "mir_textvqa"), cwd=tmp_path, **there)
     assert documents(first) == documents(second)
     assert all(len(ids) == 100 for ids in documents(first).values())
     assert documents(two)["mir_textvqa"] == documents(first)["mir_textvqa"]
@@ -212,9 +248,8 @@ def test_offline_without_a_copy_is_one_message(llava, tmp_path) -> None:
 
 
 def test_more_processes_than_documents(llava, tmp_path) -> None:
-    launch = ["torchrun", "--nproc_per_node", "2", "--master_port", "29520", "-m", "lmms_eval"]
-    command = [*launch, *arguments(llava, tmp_path, "mir_demo"), "--limit", "1"]
-    run(*command, cwd=tmp_path, OMP_NUM_THREADS="1")
+    command = [*arguments(llava, tmp_path, "mir_demo"), "--limit", "1"]
+    torchrun(2, "-m", "lmms_eval", *command, cwd=tmp_path)
     two = results(tmp_path)["results"]["mir_demo"]
     one = harness.evaluate(harness.load(llava), "mir_demo", limit=1)["results"]["mir_demo"]
     assert two["mir,none"] == pytest.approx(one["mir,none"], abs=1e-9)

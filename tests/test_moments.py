@@ -57,7 +57,7 @@ def test_order_and_split_do_not_matter(seed: int) -> None:
     assert "d3" in first
     merged = first.compute()
     assert merged.mir == pytest.approx(whole.mir, abs=1e-12)
-    assert merged.mir_stderr == pytest.approx(whole.mir_stderr, rel=1e-9)
+    assert merged.mir_stderr == pytest.approx(whole.mir_stderr, rel=1e-4)
 
 
 def test_standard_error_is_the_delete_a_group_jackknife() -> None:
@@ -72,10 +72,10 @@ def test_standard_error_is_the_delete_a_group_jackknife() -> None:
     values = [replicate.mir for replicate in left_out]
     mean = sum(values) / 3
     assert result.mir_stderr == pytest.approx(
-        math.sqrt(2 / 3 * sum((value - mean) ** 2 for value in values)), rel=1e-9
+        math.sqrt(2 / 3 * sum((value - mean) ** 2 for value in values)), rel=1e-4
     )
     for group, replicate in zip(result.leave_one_group_out, left_out, strict=True):
-        assert group == pytest.approx([layer.frechet for layer in replicate.layers], rel=1e-9)
+        assert group == pytest.approx([layer.frechet for layer in replicate.layers], rel=1e-5)
 
 
 def test_no_standard_error_with_an_empty_group() -> None:
@@ -192,7 +192,8 @@ def test_late_tokens_can_be_counted_instead() -> None:
 class TestMerge:
     def value(self, meter: MIRMeter) -> list[float]:
         result = meter.compute()
-        return [result.mir, result.mir_published_fast, result.mir_stderr]
+        spread = result.mir_stderr  # of distances in float32
+        return [result.mir, result.mir_published_fast, round(spread, 5)]
 
     def parts(self, kind: str, seed: int, outliers: str, cuts: list[int]) -> list[MIRMeter]:
         docs = list(enumerate(stream(kind, seed)))
@@ -245,14 +246,14 @@ def test_memory_does_not_grow_with_documents_but_for_the_norms() -> None:
                 own = [n for group in statistics._norms.values() for n in group]
                 norms += sum(n.nbytes for n in own)
                 waiting = [t for tokens in statistics._waiting for t in tokens]
-                sample = [t for pair in statistics._sample for t in pair]
+                sample = [statistics._sample.rows, statistics._sample.priorities]
                 moments = [t for m in statistics.moments.values() for t in (m.mean, *m.scatter)]
                 tensors += sum(t.nbytes for t in [*own, *waiting, *sample, *moments])
         return tensors, norms
 
     few, many = (held(metered(enumerate(stream("plain", 0, n)), kept_rows=KEPT)) for n in (100, 400))
     assert many[1] == 8 * 400 * (31 + 22)
-    largest_wait = 2 * (KEPT + 31) * (SIZE * 8 + 10) + 2 * 2 * 1024 * (SIZE * 8 + 8)
+    largest_wait = 2 * (KEPT + 31) * (SIZE * 8 + 10) + 2 * 1024 * (SIZE * 8 + 8)
     assert many[0] - many[1] < few[0] - few[1] + largest_wait
 
 

@@ -1,0 +1,58 @@
+"""What measuring adds to the forwards: `python -m benchmarks.overhead`.
+
+The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
+without capture and statistics, on a LLaVA whose forward dominates (6 decoder layers of 1,024 dimensions,
+576 vision tokens).
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import in_turns, threads
+from mir_task.demo.checkpoint import make_llava
+
+DOCUMENTS = 30
+
+
+def main() -> None:
+    """Print the times."""
+    from lmms_eval.models import get_model
+
+    from mir_task.harness import MIRTask, _documents, mir_prefill
+    from mir_task.placement import send
+
+    def task(groups: int) -> Any:
+        keys = {"mir_base": "mir_demo", "mir_documents": DOCUMENTS, "mir_groups": groups}
+        made = MIRTask({"task": f"mir_{groups}", **keys})
+        made.build_all_requests(rank=0, world_size=1)
+        lm.task_dict[made.name] = made.dataset
+        return made
+
+    def without(made: Any) -> None:
+        for document in _documents(made, made.instances):
+            send(lm, "assistant_chat", [document])
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_llava(Path(folder), hidden_size=1024, layers=6, image_size=336)
+        arguments = f"pretrained={folder},device=cpu,device_map=cpu"
+        lm = get_model("llava_hf", False).create_from_arg_string(arguments)
+        plain, grouped = task(0), task(5)
+        print(f"threads: {threads()}")
+        ways = {
+            "the adapter alone": lambda: without(plain),
+            "with MIR": lambda: mir_prefill(lm, plain.instances),
+            "with MIR and its standard error (5 groups)": lambda: mir_prefill(lm, grouped.instances),
+        }
+        seconds = in_turns(ways, repeats=3)
+        print(f"\n| {DOCUMENTS} documents | seconds | beyond the adapter alone |")
+        print("|---|---:|---:|")
+        for name, value in seconds.items():
+            share = value / seconds["the adapter alone"] - 1
+            print(f"| {name} | {value:.2f} | {share:.1%} |")
+        layers = plain.result.layers[0]
+        print(f"\n{layers.vision_tokens} vision and {layers.text_tokens} text tokens")
+
+
+if __name__ == "__main__":
+    main()
