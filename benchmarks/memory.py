@@ -2,8 +2,8 @@
 
 A small LLaVA (8 decoder layers of 512 dimensions, bfloat16) runs on 20 documents of 576 vision tokens
 and a long text; N documents are copies of these in turn, as the capture would hand them over. Each way
-has a process of its own. Counted is what the process takes at its peak beyond what it takes before the first
-copy. The published procedure keeps all hidden states; it is left out where they would not fit.
+has a process of its own. Counted is what the process takes at its peak beyond what it takes before the
+first copy. The published procedure keeps all hidden states; it is left out where they would not fit.
 """
 
 import ctypes

@@ -30,7 +30,7 @@ def load(checkpoint: Path, *, model: str = "llava_hf", force_simple: bool = Fals
 
     settings = {"pretrained": str(checkpoint), "device": "cpu", "device_map": "cpu", **arguments}
     return get_model(model, force_simple).create_from_arg_string(
-        ",".join(f"{key}={value}" for key, value in settings.items())
+        ",".join(f"{key}={value}" for key, value in settings.items() if value is not None)
     )
 
 

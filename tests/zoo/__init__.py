@@ -1,0 +1,192 @@
+"""The harness's adapters on small checkpoints of their architectures: one `Row` each.
+
+A row is run through `simple_evaluate`, and its MIR is compared with an independent computation on the
+very inputs that the model received. The families' modules beside this one hold the checkpoints and rows.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import harness, independent
+
+Call = dict[str, Tensor]
+"""Arguments of one call of the model from outside, batch of one."""
+
+
+def hidden_states(model: Any, call: Call) -> list[Tensor]:
+    """One tensor [L, d] a decoder layer, by `output_hidden_states`."""
+    return [state[0] for state in model(**call, output_hidden_states=True).hidden_states[1:]]
+
+
+def layer_inputs(path: str) -> Callable[[Any, Call], list[Tensor]]:
+    """As `hidden_states`, from what the layers at `path` receive and the decoder returns.
+
+    For models that add features between the layers, or whose outer forward gives no hidden states.
+
+    Args:
+        path: of the list of decoder layers, in the model; its owner is the decoder.
+    """
+
+    def states(model: Any, call: Call) -> list[Tensor]:
+        decoder = model.get_submodule(path.rpartition(".")[0])
+        seen: list[Tensor] = []
+        handles = [
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append((args or [kwargs["hidden_states"]])[0][0].clone()),
+                with_kwargs=True,
+            )
+            for layer in list(model.get_submodule(path))[1:]
+        ]
+        handles.append(
+            decoder.register_forward_hook(lambda _, args, out: seen.append(out.last_hidden_state[0]))
+        )
+        try:
+            model(**call)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    return states
+
+
+def image_tokens(model: Any, call: Call) -> Tensor:
+    """Vision positions [L] by the placeholder's id in the configuration."""
+    names = ("image_token_id", "image_token_index")
+    (token_id, *_) = [i for name in names if (i := getattr(model.config, name, None)) is not None]
+    return call["input_ids"][0] == token_id
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapter, in one of its kinds, on one architecture."""
+
+    adapter: str
+    kind: str
+    """`simple` or `chat`."""
+    model_class: str
+    """Of transformers."""
+    make: Callable[[Path], Path]
+    """Writes the checkpoint to a folder and returns it."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the adapter, beside `pretrained`, `device=cpu` and `device_map=cpu`; None takes one away."""
+    dtype: torch.dtype = torch.float32
+    """In which the adapter loads the model."""
+    states: Callable[[Any, Call], list[Tensor]] = hidden_states
+    """Independent hidden states: one tensor [L, d] a decoder layer."""
+    vision: Callable[[Any, Call], Tensor] = image_tokens
+    """Independent vision positions: bool [L]."""
+    count: Callable[[Any, Any], int] | None = None
+    """The processor's own count of an image's vision tokens; `count_by_processor` where None."""
+    folder: str = "model"
+    """Name of the checkpoint's folder, which some adapters go by."""
+    refused: str = ""
+    """Regular expression of the message where MIR is not defined on the architecture."""
+    broken: str = ""
+    """Regular expression of the harness's own error where it cannot run the architecture."""
+    reason: str = ""
+    """Why it is refused or broken, in words; or a remark on a row that is measured."""
+    rule: str = "token_ids+provenance"
+    """The vision-row rules that apply."""
+    placement: str = ""
+    """Where the text stands; the family's best where empty."""
+
+    @property
+    def name(self) -> str:
+        """For test ids."""
+        return f"{self.adapter}-{self.kind}-{self.model_class.removesuffix('ForConditionalGeneration')}"
+
+    @cached_property
+    def transformers_class(self) -> Any:
+        """The model class; a skip where this release of transformers has none of that name."""
+        import transformers
+
+        if not hasattr(transformers, self.model_class):
+            pytest.skip(f"transformers {transformers.__version__} has no {self.model_class}")
+        return getattr(transformers, self.model_class)
+
+
+def count_by_processor(processor: Any, image: Any) -> int:
+    """Vision tokens of a PIL image, as the processor's own function for other engines gives them."""
+    sizes = [(image.height, image.width)]
+    return int(processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"][0])
+
+
+def rows() -> list[Row]:
+    """All rows of the families' modules, in the order of their names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return [row for module in modules for row in getattr(module, "ROWS", [])]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row gave."""
+
+    report: dict[str, Any]
+    """The side file."""
+    wanted: float
+    """MIR of the independent computation."""
+    counts: list[int]
+    """The processor's own counts of vision tokens, a document each."""
+    expected: list[int]
+    """Vision positions of the independent computation, a document each."""
+
+
+def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """Run a row through the harness, and once more independently.
+
+    Raises:
+        MIRError: the row cannot be measured.
+        Exception: of the adapter, while it loads.
+    """
+    from transformers import AutoProcessor
+
+    lm = harness.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **row.arguments)
+    assert lm.is_simple == (row.kind == "simple")
+    received = harness.Received(row.transformers_class, monkeypatch)
+    task = harness.task(mir_placement=row.placement or None)
+    harness.evaluate(lm, task, output=output)
+    monkeypatch.undo()
+
+    model = row.transformers_class.from_pretrained(checkpoint, dtype=row.dtype).eval()
+    accepted = inspect.signature(model.forward).parameters
+    vision, text, expected = [], [], []
+    for call in received.documents:
+        inputs = {name: value for name, value in call.items() if name in accepted and name != "labels"}
+        with torch.no_grad():
+            states = row.states(model, inputs)
+        is_vision = row.vision(model, inputs)
+        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[0].bool()
+        after = (torch.arange(len(is_vision)) > is_vision.nonzero().max()) & real
+        vision.append([state[is_vision].float() for state in states])
+        text.append([state[after].float() for state in states])
+        expected.append(int(is_vision.sum()))
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    count = row.count or count_by_processor
+    counts = [count(processor, task.doc_to_visual(doc)[0]) for doc in task.dataset["test"]]
+    wanted = independent.mir(independent.pooled(vision), independent.pooled(text))
+    return Measured(harness.report(output), wanted, counts, expected)
+
+
+def make(row: Row, root: Path) -> Path:
+    """The row's checkpoint, made once in a folder of its own under `root`."""
+    folder = root / f"{row.make.__module__.rpartition('.')[2]}-{row.make.__name__}" / row.folder
+    if not folder.exists():
+        try:
+            row.make(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return folder

@@ -1,0 +1,31 @@
+"""What the small checkpoints have in common."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
+    """Settings of a text decoder of 3 layers and 32 dimensions."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **changes,
+    }
+
+
+def save(model_class: Any, config: Any, processor: Any, folder: Path) -> Path:
+    """Write a model with random weights and its processor."""
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
