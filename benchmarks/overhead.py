@@ -1,7 +1,7 @@
 """What measuring adds to the forwards: `python -m benchmarks.overhead`.
 
 The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
-without capture and statistics, on a LLaVA whose forward dominates (6 decoder layers of 1,024 dimensions,
+without capture and statistics, on a LLaVA whose forward dominates (3 decoder layers of 1,024 dimensions,
 576 vision tokens).
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
 
-DOCUMENTS = 30
+DOCUMENTS = 100
 
 
 def main() -> None:
     """Print the times."""
     from lmms_eval.models import get_model
 
-    from mir_task.harness import MIRTask, _documents, mir_prefill
+    from mir_task.harness import MIRTask, adapter_documents, mir_prefill
     from mir_task.placement import send
 
     def task(groups: int) -> Any:
@@ -30,11 +30,11 @@ def main() -> None:
         return made
 
     def without(made: Any) -> None:
-        for document in _documents(made, made.instances):
+        for document in adapter_documents(made, made.instances):
             send(lm, "assistant_chat", [document])
 
     with tempfile.TemporaryDirectory() as folder:
-        make_llava(Path(folder), hidden_size=1024, layers=6, image_size=336)
+        make_llava(Path(folder), hidden_size=1024, layers=3, image_size=336)
         arguments = f"pretrained={folder},device=cpu,device_map=cpu"
         lm = get_model("llava_hf", False).create_from_arg_string(arguments)
         plain, grouped = task(0), task(5)

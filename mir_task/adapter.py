@@ -1,6 +1,7 @@
 """One loaded adapter of the harness: the model that it holds, and what the model sees of a document."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ class Seen(NamedTuple):
     prefill: Prefill
     characters_cut: int
     """Characters of the text's end (without white space) that did not arrive."""
+    traps: tuple[str, ...] = ()
+    """What the adapter did beyond one forward, of no effect on what is measured."""
 
 
 class Rejected(NamedTuple):
@@ -104,13 +107,16 @@ class Adapter:
         self.tokenizer = find_tokenizer(lm)
         self.placement = placement
         """None until the first document has shown what works."""
+        self._batches = True
         self.notes: list[str] = []
         """What a reader of the value should know of the placement."""
 
     @property
     def batch_size(self) -> int:
         """Documents to run at once."""
-        return max(int(getattr(self.lm, "batch_size_per_gpu", 1) or 1), 1) if self.placement else 1
+        if self.placement is None or not self._batches:
+            return 1
+        return max(int(getattr(self.lm, "batch_size_per_gpu", 1) or 1), 1)
 
     @property
     def context(self) -> int | None:
@@ -144,14 +150,21 @@ class Adapter:
             probe: another document, to tell a placement that the adapter does not do from a document
                 that fails.
         """
-        outcomes = (
-            self._attempt(batch, self.placement) if self.placement else self._settle(batch[0], probe)
-        )
-        for document, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Rejected) and len(batch) > 1:
-                # Alone, a document has the adapter to itself and the reason is its own.
-                (outcome,) = self._attempt([document], self.placement)
-            yield document, outcome
+        if self.placement is None:
+            outcomes = self._settle(batch[0], probe)
+        else:
+            outcomes = self._attempt(batch, self.placement)
+        if len(batch) > 1 and not all(isinstance(outcome, Seen) for outcome in outcomes):
+            # Alone, a document has the adapter to itself and the reason is its own. That holds for those
+            # that were seen too: the adapter may have put all of them into one conversation.
+            outcomes = [self._attempt([document], self.placement)[0] for document in batch]
+            if all(isinstance(outcome, Seen) for outcome in outcomes):
+                self._batches = False
+                self.notes.append(
+                    f"{type(self.lm).__name__} does not run the documents of a batch apart, so they run "
+                    "one at a time"
+                )
+        yield from zip(batch, outcomes, strict=True)
 
     def _settle(self, document: Document, probe: Document | None) -> list[Outcome]:
         """Go through the placements, and keep the first that works on either document."""
@@ -186,7 +199,7 @@ class Adapter:
         capture, errors = self.capture, list[Exception]()
         capture.take()
         capture.failures.clear()
-        forwards = capture.forwards
+        forwards, steps = capture.forwards, capture.steps
         with _quiet() as complaints:
             try:
                 send(self.lm, placement, [_watching_images(d, errors) for d in batch])
@@ -196,11 +209,14 @@ class Adapter:
         if known := [error for error in errors if isinstance(error, MIRError)]:
             return [Rejected(str(known[0]))] * len(batch)
         prefills = capture.take()
-        found = assign(prefills, {d.id: d.text for d in batch}, self.tokenizer)
+        # Fewer sequences than documents: the adapter has put several into one conversation.
+        apart = len({prefill.token_ids.numpy().tobytes() for prefill in prefills}) >= len(batch)
+        found = {} if not apart else assign(prefills, {d.id: d.text for d in batch}, self.tokenizer)
+        traps = _traps(prefills, capture.forwards - forwards, capture.steps - steps, errors)
         outcomes: list[Outcome] = []
         for document in batch:
             if document.id in found:
-                outcomes.append(Seen(found[document.id], characters_cut=0))
+                outcomes.append(Seen(found[document.id], characters_cut=0, traps=traps))
             elif prefills and len(batch) == 1:
                 # Errors after the prefill, when the adapter reads the answer, do not concern it.
                 outcomes.append(self._partly(prefills, document))
@@ -230,6 +246,23 @@ class Adapter:
             )
         cause = "; ".join(complaints) or "it reported nothing"
         return f"the adapter {type(self.lm).__name__} ran no forward of its model ({cause})"
+
+
+def _traps(
+    prefills: list[Prefill], forwards: int, steps: int, errors: list[Exception]
+) -> tuple[str, ...]:
+    """What happened in one call of the adapter beyond one forward a document."""
+    found = []
+    if forwards > 1:
+        found.append(f"{forwards} prefill forwards; the first that holds the document's text counts")
+    if steps:
+        found.append(f"{steps} decode steps after it: the adapter generates more tokens than asked for")
+    ids = Counter(tuple(prefill.token_ids.tolist()) for prefill in prefills)
+    if copies := max(ids.values(), default=0) - 1:
+        found.append(f"{copies} more sequence(s) with the same tokens (beams); one counts")
+    for error in errors:
+        found.append(f"an error after the prefill: {type(error).__name__}: {error}")
+    return tuple(found)
 
 
 def _watching_images(document: Document, errors: list[Exception]) -> Document:

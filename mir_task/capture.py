@@ -156,6 +156,8 @@ class HiddenStateCapture:
         self.failures: list[Exception] = []
         self.forwards = 0
         """Prefill forwards seen, those without a vision token included."""
+        self.steps = 0
+        """Decode steps seen."""
         self._vision_ids = vision_token_ids(model)
         self._signature = inspect.signature(self.decoder.module.forward)
         self._handles: list[RemovableHandle] = []
@@ -268,6 +270,7 @@ class HiddenStateCapture:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
         self._pending, self._arguments = None, {}
         if _cached_length(arguments.get("past_key_values")) > 0:
+            self.steps += 1
             return
         self.forwards += 1
         self._arguments = arguments

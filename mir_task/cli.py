@@ -6,7 +6,7 @@ import click
 
 from mir_task import __version__
 from mir_task.errors import MIRError
-from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task, tasks_in
+from mir_task.settings import PLACEMENTS, Settings, mir_keys, packaged_tasks, read_task, tasks_in
 
 
 class _Group(click.Group):
@@ -61,6 +61,45 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
         keys["mir_documents"] = documents
     path = write(task, Settings.of_task(task, keys), folder)
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@main.command()
+@click.option("--model", required=True, help="Adapter of the harness, as for lmms-eval.")
+@click.option("--model_args", default="", help="Its arguments, as for lmms-eval.")
+@click.option("--force_simple", is_flag=True, help="The simple adapter where there is a chat one too.")
+@click.option("--task", default="mir_demo", show_default=True, help="Task whose documents are used.")
+@click.option(
+    "--placement", type=click.Choice(PLACEMENTS), help="Where the text stands; the best if left out."
+)
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Draw the tokens into this file."
+)
+def check(
+    model: str,
+    model_args: str,
+    force_simple: bool,
+    task: str,
+    placement: str | None,
+    html: Path | None,
+) -> None:
+    """Say what MIR would measure of a model, on two documents, and whether it can.
+
+    Exit code 1, with the reason, when it cannot.
+    """
+    from mir_task import check as checking
+
+    paths = packaged_tasks()
+    if task not in paths:
+        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+    config = read_task(paths[task], paths)
+    if placement is not None:
+        config["mir_placement"] = placement
+    lm = checking.load(model, model_args, force_simple=force_simple)
+    report = checking.check(lm, config)
+    click.echo(checking.in_words(report))
+    if html is not None:
+        checking.write_html(report, html)
+        click.echo(f"\ntoken strip: {html}")
 
 
 @main.command()

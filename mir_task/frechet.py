@@ -10,7 +10,7 @@ one symmetric eigenvalue problem are enough, of the size of the smaller rank:
 * a singular one: a Cholesky factor with pivoting, of as many rows as its rank.
 
 No epsilon is added. Each root comes with an estimate of its error, and one that is not small enough is
-computed anew in float64 as a nuclear norm, which squares nothing.
+computed anew in float64, and then as a nuclear norm, which squares nothing.
 """
 
 import itertools
@@ -105,16 +105,19 @@ class Gaussian(NamedTuple):
 
 def frechet_terms(a: Gaussian, b: Gaussian) -> FrechetTerms:
     """Terms of the Fréchet distance, in the dtype of the Gaussians unless that is not precise enough."""
-    traces = a.trace() + b.trace()
+    traces, rounding = a.trace() + b.trace(), torch.finfo(a.mean.dtype).eps
     root, product, error = _root_term(a, b)
     if error > ACCEPTED_ERROR * traces:
-        root, product, error = _safest_root_term(a.to(torch.float64), b.to(torch.float64))
+        a, b = a.to(torch.float64), b.to(torch.float64)
+        root, product, error = _root_term(a, b)
+    if error > ACCEPTED_ERROR * traces:
+        root, product, error = _safest_root_term(a, b)
     return FrechetTerms(
         mean=float((a.mean - b.mean).square().sum()),
         traces=traces,
         root=root,
         product=product,
-        error=2 * error + torch.finfo(a.mean.dtype).eps * traces,
+        error=2 * error + rounding * traces,
     )
 
 

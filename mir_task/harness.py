@@ -168,7 +168,7 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     for name in dict.fromkeys(itertools.chain(*names)):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
-        documents = list(_documents(task, own))
+        documents = list(adapter_documents(task, own))
         measured, whole = measure_together(lm, documents, task.settings, name)
         with on_every_rank():
             if whole is not None:
@@ -177,7 +177,7 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
 
 
-def _documents(task: MIRTask, requests: list[Instance]) -> Iterator[Document]:
+def adapter_documents(task: MIRTask, requests: list[Instance]) -> Iterator[Document]:
     """The documents of a process's requests, in their order, then the copies that count nowhere.
 
     `--repeats` sends a document several times, and processes are filled up with copies of their last

@@ -615,8 +615,7 @@ class LayerStatistics:
         Args:
             layer: 1-based number of the layer.
             left_out: groups to leave out one at a time. Outliers are those among all tokens.
-            dtype: of the covariances when the root is taken; float32 is enough for the spread over
-                the groups.
+            dtype: of the covariances when the root is taken.
 
         Raises:
             MIRError: fewer than 2 tokens of a modality, or text tokens that are all zero.
@@ -627,9 +626,7 @@ class LayerStatistics:
 
         def result(group: int | None) -> LayerResult:
             vision, text = (
-                modality._replace(
-                    gaussian=modality.gaussian.to(dtype if group is None else torch.float32)
-                )
+                modality._replace(gaussian=modality.gaussian.to(dtype))
                 for modality in (tokens.modality(group) for tokens in finished)
             )
             return layer_result(layer, vision, text)

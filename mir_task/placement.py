@@ -6,14 +6,6 @@ from typing import Any, NamedTuple
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-PLACEMENTS = ("assistant_loglikelihood", "assistant_chat", "user_generate")
-"""
-- `assistant_loglikelihood`: text as the continuation of a log-likelihood request, which simple
-  adapters put into the assistant turn; the prompt of the published code.
-- `assistant_chat`: image in the user turn, text in an assistant turn, of a chat adapter.
-- `user_generate`: image and text in the user turn.
-"""
-
 GENERATION = {"max_new_tokens": 1, "do_sample": False, "temperature": 0, "num_beams": 1}
 
 

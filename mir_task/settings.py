@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,6 +12,17 @@ from mir_task.errors import MIRError
 _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
 """Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+
+
+Placement = Literal["assistant_loglikelihood", "assistant_chat", "user_generate"]
+"""Where a document's text stands in the prompt.
+
+- `assistant_loglikelihood`: text as the continuation of a log-likelihood request, which simple
+  adapters put into the assistant turn; the prompt of the published code.
+- `assistant_chat`: image in the user turn, text in an assistant turn, of a chat adapter.
+- `user_generate`: image and text in the user turn.
+"""
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
 
 
 class Settings(BaseModel):
@@ -41,7 +52,7 @@ class Settings(BaseModel):
     mir_text_id: str | None = None
     mir_text_limit: int | None = Field(default=None, ge=1)
     """Words of a text that are kept, from its beginning; all where not given."""
-    mir_placement: Literal["assistant_loglikelihood", "assistant_chat", "user_generate"] | None = None
+    mir_placement: Placement | None = None
     """Where the text stands; the best that the adapter supports where not given."""
     mir_outliers: Literal["replace", "drop"] = "replace"
     mir_on_error: Literal["stop", "skip"] = "stop"

@@ -1,6 +1,8 @@
 """Runs of lmms-eval inside the test process, for cases where the command itself is not the point."""
 
+import atexit
 import functools
+import gc
 import inspect
 import json
 import shutil
@@ -39,7 +41,12 @@ def task_manager():
     """The harness's index of tasks, which takes seconds to make."""
     from lmms_eval.tasks import TaskManager
 
-    return TaskManager()
+    manager = TaskManager()
+    # The harness collects garbage after every run, which goes through all modules otherwise.
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    return manager
 
 
 def evaluate(lm: Any, *tasks: Any, output: Path | None = None, **arguments: Any) -> dict[str, Any]:

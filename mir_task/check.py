@@ -1,0 +1,183 @@
+"""What MIR would measure of a model, on two documents, for a person to read: `mir-task check`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from lmms_eval.api.model import lmms
+
+from mir_task.adapter import Adapter, Rejected, torch_model
+from mir_task.capture import NO_TOKEN, HiddenStateCapture, Prefill, decode_text
+from mir_task.errors import MIRError
+from mir_task.harness import MIRTask, adapter_documents
+from mir_task.placement import Document
+
+DOCUMENTS = 2
+
+_RULES = {
+    "token_ids": "by their token ids alone: the input embedding was not seen at work",
+    "provenance": "by provenance alone: the model was given no expanded image tokens",
+    "token_ids+provenance": "by token ids and by provenance, which agree",
+}
+_PLACEMENTS = {
+    "assistant_loglikelihood": "the text is the assistant's turn of a log-likelihood request",
+    "assistant_chat": "the text stands in an assistant turn after the image",
+    "user_generate": "image and text stand in the user turn",
+}
+
+
+class Position(NamedTuple):
+    """One position of the decoder's sequence."""
+
+    kind: str
+    """`vision`, `text` (counted), `other` (not counted) or `padding`."""
+    token: str
+
+
+class Checked(NamedTuple):
+    """One document as the model saw it."""
+
+    id: str
+    rule: str
+    span: str
+    traps: list[str]
+    positions: list[Position]
+
+    def count(self, kind: str) -> int:
+        """Positions of one kind."""
+        return sum(position.kind == kind for position in self.positions)
+
+
+class Report(NamedTuple):
+    """What was found out about an adapter and its model."""
+
+    adapter: str
+    model: str
+    decoder: str
+    placement: str
+    traps: list[str]
+    documents: list[Checked]
+
+
+def load(model: str, model_args: str, *, force_simple: bool) -> lmms:
+    """The harness's adapter with its model.
+
+    Raises:
+        MIRError: the adapter or its model cannot be loaded, with the cause.
+    """
+    from lmms_eval.models import get_model
+
+    try:
+        return get_model(model, force_simple).create_from_arg_string(model_args, {"batch_size": 1})
+    except ModuleNotFoundError as error:
+        raise MIRError(
+            f"the adapter {model} imports {error.name}, which is not installed: pip install {error.name}"
+        ) from error
+    except Exception as error:
+        raise MIRError(
+            f"the adapter {model} could not load its model: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check(lm: lmms, config: dict[str, Any]) -> Report:
+    """Run two documents of a task through an adapter.
+
+    Args:
+        lm: loaded adapter.
+        config: of the task; how many documents it draws does not matter.
+
+    Raises:
+        MIRError: MIR cannot be measured, with the reason.
+    """
+    task = MIRTask({**config, "mir_documents": DOCUMENTS})
+    task.build_all_requests(rank=0, world_size=1)
+    lm.task_dict[task.name] = task.dataset
+    documents = list(adapter_documents(task, task.instances))
+    with HiddenStateCapture(torch_model(lm)) as capture:
+        adapter = Adapter(lm, capture, task.settings.mir_placement)
+        checked, prefills = [], []
+        for document, other in zip(documents, reversed(documents), strict=True):
+            prefill, traps = _seen(adapter, document, other)
+            prefills.append(prefill)
+            checked.append(
+                Checked(
+                    id=document.id,
+                    rule=_RULES[prefill.vision_rule],
+                    span=decode_text(prefill, adapter.tokenizer),
+                    traps=traps,
+                    positions=list(_positions(prefill, adapter.tokenizer)),
+                )
+            )
+    facts, rows = adapter.facts(prefills[0]), prefills[0].text_rows
+    devices = sorted({str(p.device) for p in capture.decoder.module.parameters()})
+    placement = facts["placement"]
+    return Report(
+        adapter=f"{type(lm).__module__}.{type(lm).__name__} ({'simple' if lm.is_simple else 'chat'})",
+        model=facts["model_class"],
+        decoder=(
+            f"{facts['decoder'] or 'the model itself'}: {len(rows)} layers of {facts['hidden_size']} "
+            f"dimensions, {facts['hidden_dtype']}, on {', '.join(devices)}"
+        ),
+        placement=f"{placement}: {_PLACEMENTS[placement]}",
+        traps=adapter.notes,
+        documents=checked,
+    )
+
+
+def _seen(adapter: Adapter, document: Document, other: Document) -> tuple[Prefill, list[str]]:
+    ((_, outcome),) = adapter.run([document], probe=other)
+    if isinstance(outcome, Rejected):
+        raise MIRError(f"document {document.id!r}: {outcome.reason}")
+    traps = list(outcome.traps)
+    if outcome.characters_cut:
+        traps.append(f"the last {outcome.characters_cut} characters of the text did not arrive")
+    return outcome.prefill, traps
+
+
+def _positions(prefill: Prefill, tokenizer: Any) -> Iterator[Position]:
+    for token_id, real, vision, text in zip(
+        prefill.token_ids.tolist(),
+        prefill.real.tolist(),
+        prefill.vision.tolist(),
+        prefill.text.tolist(),
+        strict=True,
+    ):
+        kind = "vision" if vision else "text" if text else "other" if real else "padding"
+        token = "no token" if token_id == NO_TOKEN or token_id < 0 else tokenizer.decode([token_id])
+        yield Position(kind, token)
+
+
+def in_words(report: Report) -> str:
+    """The report as text."""
+    lines = [
+        f"adapter    {report.adapter}",
+        f"model      {report.model}",
+        f"decoder    {report.decoder}",
+        f"placement  {report.placement}",
+        *(f"trap       {trap}" for trap in report.traps),
+    ]
+    for document in report.documents:
+        lines += [
+            "",
+            f"document   {document.id}",
+            f"vision     {document.count('vision')} tokens, found {document.rule}",
+            f"text       {document.count('text')} tokens counted, {document.count('other')} not "
+            f"(before or between the vision tokens), {document.count('padding')} padding",
+            f"span       {_shortened(document.span)!r}",
+            *(f"trap       {trap}" for trap in document.traps),
+        ]
+    return "\n".join(lines)
+
+
+def _shortened(span: str, length: int = 200) -> str:
+    half = length // 2
+    return span if len(span) <= length else f"{span[:half]} … {span[-half:]}"
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Draw the token strip of each document into one page that needs nothing else."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "."), autoescape=True)
+    page = environment.get_template("check.html").render(report=report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
