@@ -14,6 +14,7 @@ Vision rows are found twice where the model allows it:
   module gives that very row for a token id of this forward.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,6 +106,10 @@ def find_decoder(model: nn.Module) -> Decoder:
         layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
         if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
             found.append(Decoder(name, module, layers[0], embedding))
+    if len(found) > 1:  # a vision tower that embeds its positions may have as many layers
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            tokens = model.get_input_embeddings()
+            found = [decoder for decoder in found if decoder.embedding is tokens] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
         raise MIRError(
