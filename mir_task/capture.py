@@ -107,9 +107,8 @@ def find_decoder(model: nn.Module) -> Decoder:
         if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
             found.append(Decoder(name, module, layers[0], embedding))
     if len(found) > 1:  # a vision tower that embeds its positions may have as many layers
-        with contextlib.suppress(AttributeError, NotImplementedError):
-            tokens = model.get_input_embeddings()
-            found = [decoder for decoder in found if decoder.embedding is tokens] or found
+        tokens = _token_embedding(model)
+        found = [decoder for decoder in found if decoder.embedding is tokens] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
         raise MIRError(
@@ -126,6 +125,13 @@ def _input_embedding(module: nn.Module) -> nn.Module | None:
         return max(own, key=lambda embedding: embedding.num_embeddings)
     named = getattr(module, "embed_tokens", None)
     return named if isinstance(named, nn.Module) else None
+
+
+def _token_embedding(model: Any) -> Any:
+    """The input embedding that a model names as its own, if it does."""
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        return model.get_input_embeddings()
+    return None
 
 
 def vision_token_ids(model: nn.Module) -> set[int]:

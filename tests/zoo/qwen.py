@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
-from tests.zoo import common, count_by_processor
+from tests.zoo import common, count_by_grid, count_by_processor
 
 MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -68,7 +68,5 @@ def count_unsized(processor: Any, image: Any) -> int:
     """The processor's count where the harness has sized the image and forbids the processor to."""
     from qwen_vl_utils import fetch_image
 
-    image_processor = processor.image_processor
-    sized = fetch_image({"image": image}, image_patch_size=image_processor.patch_size)
-    grid = image_processor(images=[sized], do_resize=False, return_tensors="pt")["image_grid_thw"]
-    return int(grid.prod()) // image_processor.merge_size**2
+    sized = fetch_image({"image": image}, image_patch_size=processor.image_processor.patch_size)
+    return count_by_grid(processor, sized, do_resize=False)
