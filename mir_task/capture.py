@@ -14,6 +14,7 @@ Vision rows are found twice where the model allows it:
   module gives that very row for a token id of this forward.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,6 +106,9 @@ def find_decoder(model: nn.Module) -> Decoder:
         layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
         if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
             found.append(Decoder(name, module, layers[0], embedding))
+    if len(found) > 1:  # a vision tower that embeds its positions may have as many layers
+        tokens = _token_embedding(model)
+        found = [decoder for decoder in found if decoder.embedding is tokens] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
         raise MIRError(
@@ -121,6 +125,13 @@ def _input_embedding(module: nn.Module) -> nn.Module | None:
         return max(own, key=lambda embedding: embedding.num_embeddings)
     named = getattr(module, "embed_tokens", None)
     return named if isinstance(named, nn.Module) else None
+
+
+def _token_embedding(model: Any) -> Any:
+    """The input embedding that a model names as its own, if it does."""
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        return model.get_input_embeddings()
+    return None
 
 
 def vision_token_ids(model: nn.Module) -> set[int]:

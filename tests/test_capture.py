@@ -87,6 +87,17 @@ def test_decoder_is_found_by_structure(model) -> None:
     assert decoder.embedding is model.get_input_embeddings()
 
 
+def test_a_tower_of_as_many_layers_is_no_decoder(model, monkeypatch) -> None:
+    tower = nn.Module()
+    tower.positions = nn.Embedding(16, 64)
+    tower.blocks = nn.ModuleList(nn.Identity() for _ in find_decoder(model).layers)
+    monkeypatch.setitem(model._modules, "tower", tower)
+    assert type(find_decoder(model).module).__name__ == "LlamaModel"
+    tower.positions = model.get_input_embeddings()
+    with pytest.raises(MIRError, match=r"found .*, tower; MIR is defined on"):
+        find_decoder(model)
+
+
 def test_rows_are_the_hidden_states(model, processor) -> None:
     encoded = inputs(processor, [TEXTS["long"]])
     (prefill,) = run(model, encoded)
