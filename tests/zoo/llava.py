@@ -16,7 +16,7 @@ def llava(folder: Path) -> Path:
 
 
 def llava_next(folder: Path) -> Path:
-    """LLaVA-NeXT: tiles by the shape of the image, and a learned row at the end of each line of patches."""
+    """LLaVA-NeXT: tiles by the shape of the image, and a learned row after each line of patches."""
     from transformers import (
         LlavaNextConfig,
         LlavaNextForConditionalGeneration,
