@@ -54,7 +54,7 @@ def llava_next(folder: Path) -> Path:
 
 
 def llava_onevision(folder: Path) -> Path:
-    """LLaVA-OneVision: as LLaVA-NeXT, with the tiles scaled down where they are more than 9."""
+    """LLaVA-OneVision: as LLaVA-NeXT, with the features of more than 2 tiles (here) scaled down."""
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -81,6 +81,7 @@ def llava_onevision(folder: Path) -> Path:
         image_grid_pinpoints=grids,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        vision_aspect_ratio="anyres_max_2",
     )
     processor = LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(size=TILE, image_grid_pinpoints=grids),
@@ -88,6 +89,7 @@ def llava_onevision(folder: Path) -> Path:
         video_processor=LlavaOnevisionVideoProcessor(size=TILE),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
         chat_template=CHAT_TEMPLATE,
     )
     return save(LlavaOnevisionForConditionalGeneration, config, processor, folder)
