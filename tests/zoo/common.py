@@ -1,6 +1,5 @@
 """What the small checkpoints have in common."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,12 @@ def named_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    named = functools.partial(kind or PreTrainedTokenizerFast, **names, **settings)
+    def named(**arguments: Any) -> Any:
+        # Both transformers 4 and 5 take names only in the place of a list.
+        del arguments["additional_special_tokens"]
+        chosen = kind or PreTrainedTokenizerFast
+        return chosen(**arguments, **settings, extra_special_tokens=dict(names))
+
     return train_tokenizer(extra=[*names.values(), *extra], kind=named)
 
 
