@@ -193,6 +193,10 @@ class HiddenStateCapture:
             hooks.append(
                 decoder.module.register_forward_pre_hook(self._guarded(self._begin), with_kwargs=True)
             )
+            if "logits_to_keep" in self._signature.parameters:
+                hooks.append(
+                    decoder.module.register_forward_pre_hook(_keep_all_positions, with_kwargs=True)
+                )
             for layer in decoder.layers:
                 hooks.append(
                     layer.register_forward_pre_hook(
@@ -372,6 +376,13 @@ class _PendingForward:
         self.layers_run += 1
         if self.layers_run not in self._layers:
             return
+        for sequence in self.sequences.values():
+            if hidden.shape[1] != len(sequence.real):
+                raise MIRError(
+                    f"{hidden.shape[1]} of the {len(sequence.real)} positions are left after decoder "
+                    f"layer {self.layers_run}: the model drops positions on the way, so MIR is not "
+                    "defined on its layers"
+                )
         device = self._layers[self.layers_run]
         self.hidden_states.append(
             {
@@ -396,6 +407,17 @@ class _PendingForward:
             )
             for row, sequence in self.sequences.items()
         ]
+
+
+def _keep_all_positions(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Have a decoder that can leave positions out of its last layers leave out none.
+
+    Gemma 4 in transformers does so in `generate`, where only the last position's logits are wanted.
+    What it answers stays the same, for no position needs the last layers of another.
+    """
+    return args, {**kwargs, "logits_to_keep": 0}
 
 
 def _rows(hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:

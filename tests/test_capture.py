@@ -214,6 +214,16 @@ def test_rules_that_differ_are_an_error(model, processor) -> None:
         raise capture.failures[0]
 
 
+def test_positions_dropped_between_layers_are_an_error(model, processor) -> None:
+    norm = find_decoder(model).module.norm
+    handle = norm.register_forward_hook(lambda _, args, out: out[:, -1:])
+    with handle, HiddenStateCapture(model) as capture, torch.no_grad():
+        model(**inputs(processor, [TEXTS["short"]]))
+    assert capture.take() == []
+    with pytest.raises(MIRError, match="1 of the .* positions are left after decoder layer"):
+        raise capture.failures[0]
+
+
 def test_no_hooks_and_no_wrapper_are_left(model, processor) -> None:
     def hooks() -> int:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

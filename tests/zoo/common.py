@@ -1,9 +1,34 @@
 """What the small checkpoints have in common."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mir_task.demo.checkpoint import train_tokenizer
+
+
+def named_tokenizer(
+    names: Mapping[str, str], *, extra: Sequence[str] = (), kind: Any = None, **settings: Any
+) -> Any:
+    """Tokenizer whose special tokens are attributes, as processors look for them.
+
+    Args:
+        names: from an attribute, such as `image_token`, to its token.
+        extra: special tokens without a name.
+        kind: class of the tokenizer.
+        settings: further arguments of the class.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    def named(**arguments: Any) -> Any:
+        # Both transformers 4 and 5 take names only in the place of a list.
+        del arguments["additional_special_tokens"]
+        chosen = kind or PreTrainedTokenizerFast
+        return chosen(**arguments, **settings, extra_special_tokens=dict(names))
+
+    return train_tokenizer(extra=[*names.values(), *extra], kind=named)
 
 
 def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
@@ -23,9 +48,22 @@ def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def save(model_class: Any, config: Any, processor: Any, folder: Path) -> Path:
-    """Write a model with random weights and its processor."""
+def count_expanded(processor: Any, image: Any) -> int:
+    """Vision tokens of a PIL image: the placeholders into which the processor expands one."""
+    ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]
+    return int((ids == processor.image_token_id).sum())
+
+
+def save(model_class: Any, config: Any, processor: Any, folder: Path, *zeros: str) -> Path:
+    """Write a model with random weights and its processor.
+
+    Args:
+        zeros: names of weights that the class starts with zeros, to be random as well.
+    """
     torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
+    model = model_class(config)
+    for name in zeros:
+        torch.nn.init.normal_(model.get_parameter(name), std=0.02)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
