@@ -120,11 +120,11 @@ def find_decoder(model: nn.Module) -> Decoder:
 
 def _input_embedding(module: nn.Module) -> nn.Module | None:
     """The input embedding that a module owns, wrapped by an adapter of PEFT or not."""
-    own = [child for child in module.children() if isinstance(child, nn.Embedding)]
-    if own:
-        return max(own, key=lambda embedding: embedding.num_embeddings)
     named = getattr(module, "embed_tokens", None)
-    return named if isinstance(named, nn.Module) else None
+    if isinstance(named, nn.Module):
+        return named
+    own = [child for child in module.children() if isinstance(child, nn.Embedding)]
+    return max(own, key=lambda embedding: embedding.num_embeddings, default=None)
 
 
 def _token_embedding(model: Any) -> Any:

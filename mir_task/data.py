@@ -10,6 +10,7 @@ copy `TASK.parquet` (`mir-task data prepare`), else a folder of each data set un
 import hashlib
 import io
 import json
+import mimetypes
 import os
 import re
 from pathlib import Path
@@ -262,6 +263,16 @@ def _with_bytes(cell: dict[str, Any]) -> dict[str, Any]:
         return {"bytes": Path(cell["path"]).read_bytes(), "path": Path(cell["path"]).name}
     except OSError as error:
         raise MIRError(f"the image {cell['path']} cannot be read ({error})") from error
+
+
+def open_visual(cell: dict[str, Any]) -> Image.Image | str:
+    """The picture of an undecoded image cell, or the path of a video as adapters take it."""
+    path = cell["path"] or ""
+    if cell["bytes"] is None and (mimetypes.guess_type(path)[0] or "").startswith("video/"):
+        if not Path(path).is_file():
+            raise MIRError(f"there is no video {path}")
+        return path
+    return open_image(cell)
 
 
 def open_image(cell: dict[str, Any]) -> Image.Image:

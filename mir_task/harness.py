@@ -18,7 +18,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
-from mir_task.data import documents, open_image
+from mir_task.data import documents, open_visual
 from mir_task.distributed import all_gather, on_every_rank, world_size
 from mir_task.metric import MIRResult
 from mir_task.passes import Whole, measure_together
@@ -115,8 +115,8 @@ class MIRTask(ConfigurableTask):
         return ""
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
-        """The document's image."""
-        return [open_image(doc["image"])]
+        """The document's image, or the path of its video."""
+        return [open_visual(doc["image"])]
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
         """The document's text alone, whatever the run says of few-shot examples."""

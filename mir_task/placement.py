@@ -65,7 +65,10 @@ def _messages(
     text = {"type": "text", "text": document.text}
 
     def messages(row: dict[str, Any]) -> list[dict[str, Any]]:
-        user = [{"type": "image", "url": image} for image in document.to_image(row)]
+        user = [
+            {"type": "video" if isinstance(visual, str) else "image", "url": visual}
+            for visual in document.to_image(row)
+        ]
         if not in_assistant_turn:
             return [{"role": "user", "content": [*user, text]}]
         return [

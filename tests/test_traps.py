@@ -6,6 +6,7 @@ the plain stand-in, document by document.
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from lmms_eval.api.instance import Instance
@@ -13,6 +14,7 @@ from lmms_eval.api.model import lmms
 
 from mir_task import MIRError
 from tests import harness
+from tests.zoo import video_llava
 
 
 class StandIn(lmms):
@@ -275,6 +277,35 @@ def test_assistant_turns_that_do_not_arrive_are_found_out(llava, tmp_path, stand
     assert any("does not do assistant_chat" in warning for warning in report["warnings"])
     with pytest.raises(MIRError, match="choose another mir_placement"):
         harness.evaluate(stand_in(llava), harness.task(mir_placement="assistant_chat"))
+
+
+class TakesVideos(StandIn):
+    """Shows the image as a video of 8 frames."""
+
+    def __init__(self, checkpoint) -> None:
+        lmms.__init__(self)
+        from transformers import AutoProcessor, VideoLlavaForConditionalGeneration
+
+        self._model = VideoLlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
+        self.processor = AutoProcessor.from_pretrained(checkpoint)
+        self.tokenizer = self.processor.tokenizer
+
+    def inputs(self, conversations, **settings):
+        ((user, assistant),) = conversations
+        (image,), (text,) = user["content"], assistant["content"]
+        clip = torch.tensor(np.asarray(image["url"])).permute(2, 0, 1).expand(8, -1, -1, -1)
+        prompt = f"USER: <video>\nASSISTANT: {text['text']}"
+        return self.processor(text=prompt, videos=clip, return_tensors="pt")
+
+
+def test_tokens_of_a_video_count_as_vision(tmp_path) -> None:
+    lm = TakesVideos(video_llava.video_llava(tmp_path / "checkpoint"))
+    harness.evaluate(lm, harness.task(), output=tmp_path / "out")
+    for document in harness.report(tmp_path / "out")["documents"]:
+        # 8 frames of 4 x 4 patches and a class token
+        assert document["vision_tokens"] == 8 * 17
+        assert document["vision_rule"] == "token_ids+provenance"
+        assert document["text_span"].startswith("\nASSISTANT:")
 
 
 class SimpleStub(StandIn):

@@ -37,11 +37,9 @@ def test_the_table_of_adapters_is_of_these_rows() -> None:
     assert RESULTS.with_suffix(".md").read_text() == table(results)
     if (rows := results.get(transformers.__version__)) is None:
         pytest.skip(f"results/adapters.json has no rows of transformers {transformers.__version__}")
-    status = {(row["adapter"], row["kind"], row["model_class"]): row["status"] for row in rows}
+    status = {f"{row['adapter']}-{row['kind']}-{row['checkpoint']}": row["status"] for row in rows}
     expected = {
-        (row.adapter, row.kind, row.model_class): (
-            "refused" if row.refused else "broken in the harness" if row.broken else "measured"
-        )
+        row.name: ("refused" if row.refused else "broken in the harness" if row.broken else "measured")
         for row in zoo.rows()
         if hasattr(transformers, row.model_class)
     }

@@ -99,13 +99,13 @@ class Row:
     """Why it is refused or broken, in words; or a remark on a row that is measured."""
     rule: str = "token_ids+provenance"
     """The vision-row rules that apply."""
-    placement: str = ""
-    """Where the text stands; the family's best where empty."""
+    task: Callable[[Path], dict[str, Any]] = lambda folder: {}
+    """Keys of the task, whose data may be written to a folder; the demo's images and texts if none."""
 
     @property
     def name(self) -> str:
-        """For test ids."""
-        return f"{self.adapter}-{self.kind}-{self.model_class.removesuffix('ForConditionalGeneration')}"
+        """Adapter, kind and checkpoint."""
+        return f"{self.adapter}-{self.kind}-{self.make.__name__}"
 
     @cached_property
     def transformers_class(self) -> Any:
@@ -169,7 +169,7 @@ def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.Monkey
     lm = harness.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **row.arguments)
     assert lm.is_simple == (row.kind == "simple")
     received = harness.Received(row.transformers_class, monkeypatch)
-    task = harness.task(mir_placement=row.placement or None)
+    task = harness.task(**row.task(checkpoint.parent))
     harness.evaluate(lm, task, output=output)
     monkeypatch.undo()
 
@@ -198,10 +198,9 @@ def make(row: Row, root: Path) -> Path:
 
     Skips where this release of transformers does not have the model class.
     """
-    assert row.transformers_class
+    _ = row.transformers_class
     folder = root / f"{row.make.__module__.rpartition('.')[2]}-{row.make.__name__}" / row.folder
     if not folder.exists():
-        _ = row.transformers_class  # a skip where it is missing, before `row.make` imports it
         try:
             row.make(folder)
         except BaseException:

@@ -22,7 +22,12 @@ RESULTS = Path(__file__).parents[2] / "results" / "adapters.json"
 
 def outcome(row: zoo.Row, root: Path) -> dict[str, Any]:
     """What became of a row, as it stands in the file."""
-    found = {"adapter": row.adapter, "kind": row.kind, "model_class": row.model_class}
+    found = {
+        "adapter": row.adapter,
+        "kind": row.kind,
+        "checkpoint": row.make.__name__,
+        "model_class": row.model_class,
+    }
     if not hasattr(transformers, row.model_class):
         return {**found, "status": "absent", "detail": "this release has no such class"}
     monkeypatch = pytest.MonkeyPatch()
