@@ -75,6 +75,15 @@ class Prefill:
         return self.token_ids[self.text].tolist()
 
 
+def _reader(model: nn.Module) -> tuple[str, nn.Module]:
+    """The part of a model that reads images and text, and its path.
+
+    An omni model has a second decoder that speaks, which structure alone cannot tell from the first.
+    """
+    thinker = getattr(model, "thinker", None)
+    return ("thinker", thinker) if isinstance(thinker, nn.Module) else ("", model)
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the model's text decoder.
 
@@ -100,14 +109,15 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises:
         MIRError: no module, or more than one, fits.
     """
-    count = text_config(model).num_hidden_layers
+    prefix, reader = _reader(model)
+    count = text_config(reader).num_hidden_layers
     found = []
-    for name, module in model.named_modules():
+    for name, module in reader.named_modules(prefix=prefix):
         layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
         if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
             found.append(Decoder(name, module, layers[0], embedding))
     if len(found) > 1:  # a vision tower that embeds its positions may have as many layers
-        tokens = _token_embedding(model)
+        tokens = _token_embedding(reader)
         found = [decoder for decoder in found if decoder.embedding is tokens] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
@@ -136,7 +146,7 @@ def _token_embedding(model: Any) -> Any:
 
 def vision_token_ids(model: nn.Module) -> set[int]:
     """Ids that stand for vision tokens in expanded `input_ids`, as the configuration names them."""
-    config = getattr(model, "config", None)
+    config = getattr(_reader(model)[1], "config", None)
     ids = {getattr(config, name, None) for name in _VISION_TOKEN_NAMES}
     return {token_id for token_id in ids if isinstance(token_id, int) and token_id >= 0}
 

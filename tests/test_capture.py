@@ -16,6 +16,7 @@ from mir_task.capture import (
     decode_text,
     find_decoder,
     longest_beginning,
+    vision_token_ids,
 )
 
 TEXTS = {
@@ -337,6 +338,38 @@ def test_a_tokenizer_that_changes_text_is_followed() -> None:
     vision = ids == NO_TOKEN
     prefill = Prefill(ids, torch.ones_like(vision), vision, ~vision, "provenance", (), ())
     assert assign([prefill], {"d": "A  Boat."}, Lowering()) == {"d": prefill}
+
+
+def test_the_thinker_of_an_omni_model_is_the_decoder() -> None:
+    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 300,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+    }
+    tower = {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    audio = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config = Qwen2_5OmniConfig(
+        thinker_config={
+            "text_config": text,
+            "vision_config": {**tower, "out_hidden_size": 32},
+            "audio_config": {**audio, "output_dim": 32},
+            "image_token_index": 7,
+        },
+        talker_config={**text, "head_dim": 16, "embedding_size": 32},
+    )
+    with torch.device("meta"):
+        model = Qwen2_5OmniForConditionalGeneration(config)
+    assert len(list(model.talker.model.layers)) == 3
+    decoder = find_decoder(model)
+    assert decoder.name.startswith("thinker.")
+    assert decoder.module is model.get_submodule(decoder.name)
+    assert 7 in vision_token_ids(model)
 
 
 def test_a_model_without_a_decoder_is_refused() -> None:
