@@ -35,6 +35,8 @@ class Seen(NamedTuple):
     prefill: Prefill
     characters_cut: int
     """Characters of the text's end (without white space) that did not arrive."""
+    forwards: tuple[int, int]
+    """Prefill forwards and decode steps of the adapter's call."""
     traps: tuple[str, ...] = ()
     """What the adapter did beyond one forward, of no effect on what is measured."""
 
@@ -212,20 +214,27 @@ class Adapter:
         # Fewer sequences than documents: the adapter has put several into one conversation.
         apart = len({prefill.token_ids.numpy().tobytes() for prefill in prefills}) >= len(batch)
         found = {} if not apart else assign(prefills, {d.id: d.text for d in batch}, self.tokenizer)
-        traps = _traps(prefills, capture.forwards - forwards, capture.steps - steps, errors)
+        ran = (capture.forwards - forwards, capture.steps - steps)
+        traps = _traps(prefills, *ran, errors)
         outcomes: list[Outcome] = []
         for document in batch:
             if document.id in found:
-                outcomes.append(Seen(found[document.id], characters_cut=0, traps=traps))
+                outcomes.append(Seen(found[document.id], 0, ran, traps))
             elif prefills and len(batch) == 1:
                 # Errors after the prefill, when the adapter reads the answer, do not concern it.
-                outcomes.append(self._partly(prefills, document))
+                outcomes.append(self._partly(prefills, document, ran, traps))
             else:
-                ran = capture.forwards > forwards
-                outcomes.append(Rejected(self._why_nothing(errors, complaints, ran=ran)))
+                reason = self._why_nothing(errors, complaints, ran=capture.forwards > forwards)
+                outcomes.append(Rejected(reason))
         return outcomes
 
-    def _partly(self, prefills: list[Prefill], document: Document) -> Outcome:
+    def _partly(
+        self,
+        prefills: list[Prefill],
+        document: Document,
+        forwards: tuple[int, int],
+        traps: tuple[str, ...],
+    ) -> Outcome:
         """The prefill that holds the beginning of the document's text."""
         prefill, arrived, total = longest_beginning(prefills, document.text, self.tokenizer)
         # A few characters turn up in any text, so they are no sign of this one.
@@ -234,7 +243,7 @@ class Adapter:
                 "no token of the document's own text stands after the image: the adapter put the "
                 "text before the image or dropped it; choose another mir_placement"
             )
-        return Seen(prefill, characters_cut=total - arrived)
+        return Seen(prefill, total - arrived, forwards, traps)
 
     def _why_nothing(self, errors: list[Exception], complaints: list[str], *, ran: bool) -> str:
         if errors:

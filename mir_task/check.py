@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
-from mir_task.adapter import Adapter, Rejected, torch_model
+from mir_task.adapter import Adapter, Rejected, Seen, torch_model
 from mir_task.capture import NO_TOKEN, HiddenStateCapture, Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import MIRTask, adapter_documents
@@ -41,6 +41,8 @@ class Checked(NamedTuple):
     id: str
     rule: str
     span: str
+    forwards: tuple[int, int]
+    """Prefill forwards and decode steps."""
     traps: list[str]
     positions: list[Position]
 
@@ -98,14 +100,16 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
         checked, prefills = [], []
         for document, other in zip(documents, reversed(documents), strict=True):
-            prefill, traps = _seen(adapter, document, other)
+            seen = _seen(adapter, document, other)
+            prefill = seen.prefill
             prefills.append(prefill)
             checked.append(
                 Checked(
                     id=document.id,
                     rule=_RULES[prefill.vision_rule],
                     span=decode_text(prefill, adapter.tokenizer),
-                    traps=traps,
+                    forwards=seen.forwards,
+                    traps=[*seen.traps, *_cut(seen)],
                     positions=list(_positions(prefill, adapter.tokenizer)),
                 )
             )
@@ -125,14 +129,17 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     )
 
 
-def _seen(adapter: Adapter, document: Document, other: Document) -> tuple[Prefill, list[str]]:
+def _seen(adapter: Adapter, document: Document, other: Document) -> Seen:
     ((_, outcome),) = adapter.run([document], probe=other)
     if isinstance(outcome, Rejected):
         raise MIRError(f"document {document.id!r}: {outcome.reason}")
-    traps = list(outcome.traps)
-    if outcome.characters_cut:
-        traps.append(f"the last {outcome.characters_cut} characters of the text did not arrive")
-    return outcome.prefill, traps
+    return outcome
+
+
+def _cut(seen: Seen) -> list[str]:
+    if not seen.characters_cut:
+        return []
+    return [f"the last {seen.characters_cut} characters of the text did not arrive"]
 
 
 def _positions(prefill: Prefill, tokenizer: Any) -> Iterator[Position]:
@@ -165,6 +172,7 @@ def in_words(report: Report) -> str:
             f"text       {document.count('text')} tokens counted, {document.count('other')} not "
             f"(before or between the vision tokens), {document.count('padding')} padding",
             f"span       {_shortened(document.span)!r}",
+            f"forwards   {document.forwards[0]} prefill, {document.forwards[1]} decode steps",
             *(f"trap       {trap}" for trap in document.traps),
         ]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ def test_says_in_words_what_is_measured(llava) -> None:
         "decoder    model.language_model: 3 layers of 64 dimensions, float32, on cpu",
         "placement  assistant_chat: the text stands in an assistant turn after the image",
         "vision     16 tokens, found by token ids and by provenance, which agree",
+        "forwards   1 prefill, 0 decode steps",
     ):
         assert line in result.output
     assert len(re.findall(r"^document ", result.output, re.MULTILINE)) == 2

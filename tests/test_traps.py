@@ -159,6 +159,22 @@ class SwallowsErrors(StandIn):
             return self.last
 
 
+@pytest.mark.parametrize(
+    ("stand_in", "trap"),
+    [
+        (IgnoresMaxNewTokens, "11 decode steps after it: the adapter generates more tokens than asked"),
+        (Beams, "2 more sequence(s) with the same tokens (beams); one counts"),
+        (AsksTwice, "3 prefill forwards; the first that holds the document's text counts"),
+    ],
+)
+def test_check_names_them(llava, stand_in, trap: str) -> None:
+    from mir_task.check import check
+
+    report = check(stand_in(llava), {"task": "mir_check", "mir_base": "mir_demo"})
+    for document in report.documents:
+        assert any(trap in found for found in document.traps)
+
+
 @pytest.fixture(scope="module")
 def wanted(llava, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("plain")
