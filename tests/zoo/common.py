@@ -1,5 +1,6 @@
 """What the small checkpoints have in common."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,26 @@ def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def save(model_class: Any, config: Any, processor: Any, folder: Path) -> Path:
-    """Write a model with random weights and its processor."""
+def save(model_class: Any, config: Any, processor: Any, folder: Path, drawn: Sequence[str] = ()) -> Path:
+    """Write a model with random weights and its processor.
+
+    Args:
+        drawn: parameters to draw too, where the model's own start makes all vision tokens equal.
+    """
     torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
+    model = model_class(config)
+    for name in drawn:
+        torch.nn.init.normal_(model.get_parameter(name))
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def placeholders(text: str, token: str) -> Callable[[Any, Any], int]:
+    """For `Row.count`: how many of `token` the processor makes of `text` and an image."""
+
+    def count(processor: Any, image: Any) -> int:
+        ids = processor(images=[image], text=[text], return_tensors="pt")["input_ids"]
+        return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+
+    return count
