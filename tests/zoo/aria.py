@@ -1,13 +1,12 @@
 """Aria: a decoder of experts; the adapter always asks for 980 pixels and for 1024 new tokens."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import save, text_settings
+from tests.zoo.common import naming, save, text_settings
 
 
 def aria(folder: Path) -> Path:
@@ -17,13 +16,12 @@ def aria(folder: Path) -> Path:
         AriaForConditionalGeneration,
         AriaImageProcessor,
         AriaProcessor,
+        AriaTextConfig,
         GenerationConfig,
-        PreTrainedTokenizerFast,
     )
 
     # The adapter takes the text "<image>" out of the prompt.
-    named = partial(PreTrainedTokenizerFast, image_token="<|img|>")
-    tokenizer = train_tokenizer(extra=["<|img|>"], kind=named)
+    tokenizer = train_tokenizer(extra=["<|img|>"], kind=naming(image_token="<|img|>"))
     processor = AriaProcessor(
         image_processor=AriaImageProcessor(),
         tokenizer=tokenizer,
@@ -40,12 +38,9 @@ def aria(folder: Path) -> Path:
             "image_size": 980,
             "patch_size": 70,
         },
-        text_config={
-            **text_settings(tokenizer),
-            "moe_num_experts": 4,
-            "moe_topk": 2,
-            "moe_num_shared_experts": 1,
-        },
+        text_config=AriaTextConfig(
+            **text_settings(tokenizer), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
+        ),
         projector_patch_to_query_dict={196: 16},
         image_token_index=processor.image_token_id,
     )

@@ -1,6 +1,7 @@
 """What the small checkpoints have in common."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         **changes,
     }
+
+
+def naming(**tokens: str) -> Any:
+    """For `train_tokenizer`: a kind of tokenizer that names tokens of its model, as `image_token`."""
+    from transformers import PreTrainedTokenizerFast
+
+    return partial(PreTrainedTokenizerFast, extra_special_tokens=tokens)
+
+
+def image_processor(name: str) -> Any:
+    """The class of that name; older releases of transformers have it with `Fast` at the end only."""
+    import transformers
+
+    return getattr(transformers, name, None) or getattr(transformers, f"{name}Fast")
 
 
 def save(model_class: Any, config: Any, processor: Any, folder: Path, drawn: Sequence[str] = ()) -> Path:

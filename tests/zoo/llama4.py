@@ -6,23 +6,20 @@ import torch
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row, layer_inputs
-from tests.zoo.common import placeholders, save, text_settings
+from tests.zoo.common import image_processor, placeholders, save, text_settings
 
 
 def llama4(folder: Path) -> Path:
     """Tiles of 4 vision tokens and one of the whole image; layers with and without rotation."""
-    from transformers import (
-        Llama4Config,
-        Llama4ForConditionalGeneration,
-        Llama4ImageProcessor,
-        Llama4Processor,
-    )
+    from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4Processor
 
     marks = ["<|image|>", "<|patch|>", "<|image_start|>", "<|image_end|>"]
     separators = ["<|tile_x_separator|>", "<|tile_y_separator|>"]
     tokenizer = train_tokenizer(extra=[*marks, *separators])
     processor = Llama4Processor(
-        image_processor=Llama4ImageProcessor(size={"height": 56, "width": 56}, max_patches=4),
+        image_processor=image_processor("Llama4ImageProcessor")(
+            size={"height": 56, "width": 56}, max_patches=4
+        ),
         tokenizer=tokenizer,
         patch_size=14,
         chat_template=CHAT_TEMPLATE.replace("<image>", "<|image|>"),
