@@ -191,6 +191,7 @@ def make(row: Row, root: Path) -> Path:
     """The row's checkpoint, made once in a folder of its own under `root`."""
     folder = root / f"{row.make.__module__.rpartition('.')[2]}-{row.make.__name__}" / row.folder
     if not folder.exists():
+        _ = row.transformers_class  # a skip where it is missing, before `row.make` imports it
         try:
             row.make(folder)
         except BaseException:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
+from mir_task.demo.checkpoint import CHAT_TEMPLATE
 from tests.zoo import Row
-from tests.zoo.common import naming, save, text_settings
+from tests.zoo.common import named_tokenizer, save, text_settings
 
 
 def aria(folder: Path) -> Path:
@@ -21,7 +21,7 @@ def aria(folder: Path) -> Path:
     )
 
     # The adapter takes the text "<image>" out of the prompt.
-    tokenizer = train_tokenizer(extra=["<|img|>"], kind=naming(image_token="<|img|>"))
+    tokenizer = named_tokenizer({"image_token": "<|img|>"})
     processor = AriaProcessor(
         image_processor=AriaImageProcessor(),
         tokenizer=tokenizer,

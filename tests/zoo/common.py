@@ -1,11 +1,34 @@
 """What the small checkpoints have in common."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mir_task.demo.checkpoint import train_tokenizer
+
+
+def named_tokenizer(
+    names: Mapping[str, str], *, extra: Sequence[str] = (), kind: Any = None, **settings: Any
+) -> Any:
+    """Tokenizer whose special tokens are attributes, as processors look for them.
+
+    Args:
+        names: from an attribute, such as `image_token`, to its token.
+        extra: special tokens without a name.
+        kind: class of the tokenizer.
+        settings: further arguments of the class.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    def named(**arguments: Any) -> Any:
+        # Both transformers 4 and 5 take names only in the place of a list.
+        del arguments["additional_special_tokens"]
+        chosen = kind or PreTrainedTokenizerFast
+        return chosen(**arguments, **settings, extra_special_tokens=dict(names))
+
+    return train_tokenizer(extra=[*names.values(), *extra], kind=named)
 
 
 def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
@@ -25,11 +48,25 @@ def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def naming(**tokens: str) -> Any:
-    """For `train_tokenizer`: a kind of tokenizer that names tokens of its model, as `image_token`."""
-    from transformers import PreTrainedTokenizerFast
+def count_expanded(processor: Any, image: Any) -> int:
+    """Vision tokens of a PIL image: the placeholders into which the processor expands one."""
+    ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]
+    return int((ids == processor.image_token_id).sum())
 
-    return partial(PreTrainedTokenizerFast, extra_special_tokens=tokens)
+
+def save(model_class: Any, config: Any, processor: Any, folder: Path, *zeros: str) -> Path:
+    """Write a model with random weights and its processor.
+
+    Args:
+        zeros: names of weights that the class starts with zeros, to be random as well.
+    """
+    torch.manual_seed(0)
+    model = model_class(config)
+    for name in zeros:
+        torch.nn.init.normal_(model.get_parameter(name), std=0.02)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def image_processor(name: str) -> Any:
@@ -39,23 +76,11 @@ def image_processor(name: str) -> Any:
     return getattr(transformers, name, None) or getattr(transformers, f"{name}Fast")
 
 
-def save(model_class: Any, config: Any, processor: Any, folder: Path, drawn: Sequence[str] = ()) -> Path:
-    """Write a model with random weights and its processor.
-
-    Args:
-        drawn: parameters to draw too, where the model's own start makes all vision tokens equal.
-    """
-    torch.manual_seed(0)
-    model = model_class(config)
-    for name in drawn:
-        torch.nn.init.normal_(model.get_parameter(name))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def placeholders(text: str, token: str) -> Callable[[Any, Any], int]:
-    """For `Row.count`: how many of `token` the processor makes of `text` and an image."""
+    """For `Row.count`: how many of `token` the processor makes of `text` and an image.
+
+    As `count_expanded`, where the processor stands for an image by another token, or by none.
+    """
 
     def count(processor: Any, image: Any) -> int:
         ids = processor(images=[image], text=[text], return_tensors="pt")["input_ids"]

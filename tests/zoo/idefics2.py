@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import placeholders, save, text_settings
+from tests.zoo.common import count_expanded, save, text_settings
 
 
 def idefics2(folder: Path) -> Path:
@@ -43,8 +43,8 @@ def idefics2(folder: Path) -> Path:
         text_config={"model_type": "mistral", **text_settings(tokenizer)},
         image_token_id=processor.image_token_id,
     )
-    drawn = ["model.connector.perceiver_resampler.latents"]
-    return save(Idefics2ForConditionalGeneration, config, processor, folder, drawn)
+    latents = "model.connector.perceiver_resampler.latents"  # all ones at first
+    return save(Idefics2ForConditionalGeneration, config, processor, folder, latents)
 
 
 ROWS = [
@@ -54,6 +54,6 @@ ROWS = [
         "Idefics2ForConditionalGeneration",
         idefics2,
         arguments={"dtype": "float32"},
-        count=placeholders("<image>", "<image>"),
+        count=count_expanded,
     ),
 ]

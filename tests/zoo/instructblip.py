@@ -37,7 +37,7 @@ def instructblip(folder: Path) -> Path:
         num_query_tokens=16,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    return save(InstructBlipForConditionalGeneration, config, processor, folder, ["query_tokens"])
+    return save(InstructBlipForConditionalGeneration, config, processor, folder, "query_tokens")
 
 
 ROWS = [

@@ -7,7 +7,7 @@ import torch
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import placeholders, save, text_settings
+from tests.zoo.common import count_expanded, save, text_settings
 
 
 def lfm2_vl(folder: Path) -> Path:
@@ -60,6 +60,6 @@ ROWS = [
         lfm2_vl,
         arguments={"device_map": None},
         dtype=torch.bfloat16,
-        count=placeholders("<image>", "<image>"),
+        count=count_expanded,
     ),
 ]
