@@ -28,6 +28,10 @@ _IN_PROCESS = {
     "mistral": "mistral3_vl",
 }
 
+# Loads the model of the one adapter (cosmos_wm) that otherwise waits for its first request. Nothing in
+# its structure says that a model is to come, and a request could go out to a server.
+_LOAD = "_ensure_transformers_reasoner"
+
 
 class Seen(NamedTuple):
     """What the model saw of one document."""
@@ -55,7 +59,13 @@ def torch_model(lm: lmms) -> nn.Module:
 
     Raises:
         MIRError: it holds none.
+        Exception: of an adapter that loads its model only now.
     """
+    if load := getattr(lm, _LOAD, None):
+        try:
+            load()
+        except ValueError as error:
+            raise MIRError(f"{type(lm).__name__} cannot load a model: {error}") from error
     held = [getattr(lm, "_model", None), *vars(lm).values()]
     for candidate in held:
         if isinstance(candidate, nn.Module):
@@ -77,13 +87,13 @@ def _in_process_adapter(lm: lmms) -> str:
 
 
 def find_tokenizer(lm: lmms) -> Any:
-    """The adapter's tokenizer, or its processor's.
+    """The adapter's tokenizer, or that of its processor, under whatever name it keeps it.
 
     Raises:
         MIRError: it has none.
     """
     processors = (getattr(lm, name, None) for name in ("processor", "_processor", "_image_processor"))
-    for holder in (lm, *processors):
+    for holder in (lm, *processors, *vars(lm).values()):
         for name in ("tokenizer", "_tokenizer"):
             tokenizer = getattr(holder, name, None)
             if hasattr(tokenizer, "decode") and hasattr(tokenizer, "encode"):

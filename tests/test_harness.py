@@ -225,6 +225,12 @@ class TestBadInput:
         lm = get_model("dummy").create_from_arg_string("")
         self.fails(lm, "adapter Dummy holds no PyTorch model .* --model llava_hf")
 
+    def test_an_adapter_that_would_load_another_kind_of_model(self, tmp_path) -> None:
+        from lmms_eval.models import get_model
+
+        lm = get_model("cosmos_wm").create_from_arg_string(f"output_dir={tmp_path},device=cpu")
+        self.fails(lm, "CosmosWorldModel cannot load a model: .* backend='transformers_reasoner'")
+
     def test_unreadable_image(self, adapter, documents) -> None:
         keys = documents(PROSE, images={1: b"not a picture"})
         self.fails(adapter(), "document 'doc1': the image cannot be read .* leave out", **keys)

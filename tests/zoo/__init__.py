@@ -80,7 +80,10 @@ class Row:
     make: Callable[[Path], Path]
     """Writes the checkpoint to a folder and returns it."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the adapter, beside `pretrained`, `device=cpu` and `device_map=cpu`; None takes one away."""
+    """Of the adapter, beside `pretrained`, `device=cpu` and `device_map=cpu`; None takes one away.
+
+    `{checkpoint}` in a text stands for the checkpoint's folder.
+    """
     dtype: torch.dtype = torch.float32
     """In which the adapter loads the model."""
     states: Callable[[Any, Call], list[Tensor]] = hidden_states
@@ -166,7 +169,11 @@ def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.Monkey
     """
     from transformers import AutoProcessor
 
-    lm = harness.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **row.arguments)
+    arguments = {
+        name: value.format(checkpoint=checkpoint) if isinstance(value, str) else value
+        for name, value in row.arguments.items()
+    }
+    lm = harness.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
     assert lm.is_simple == (row.kind == "simple")
     received = harness.Received(row.transformers_class, monkeypatch)
     task = harness.task(**row.task(checkpoint.parent))
@@ -201,6 +208,7 @@ def make(row: Row, root: Path) -> Path:
     _ = row.transformers_class
     folder = root / f"{row.make.__module__.rpartition('.')[2]}-{row.make.__name__}" / row.folder
     if not folder.exists():
+        _ = row.transformers_class  # a skip where it is missing, before `row.make` imports it
         try:
             row.make(folder)
         except BaseException:

@@ -1,6 +1,6 @@
 """What the small checkpoints have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +67,23 @@ def save(model_class: Any, config: Any, processor: Any, folder: Path, *zeros: st
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def image_processor(name: str) -> Any:
+    """The class of that name; older releases of transformers have it with `Fast` at the end only."""
+    import transformers
+
+    return getattr(transformers, name, None) or getattr(transformers, f"{name}Fast")
+
+
+def placeholders(text: str, token: str) -> Callable[[Any, Any], int]:
+    """For `Row.count`: how many of `token` the processor makes of `text` and an image.
+
+    As `count_expanded`, where the processor stands for an image by another token, or by none.
+    """
+
+    def count(processor: Any, image: Any) -> int:
+        ids = processor(images=[image], text=[text], return_tensors="pt")["input_ids"]
+        return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+
+    return count
