@@ -159,10 +159,25 @@ def states(model: Any, call: Call) -> list[Tensor]:
 
 
 ROWS = [
-    Row(adapter, "simple", f"{model}ForConditionalGeneration", make, arguments, torch.bfloat16, states)
-    for adapter, model, make, arguments in (
-        ("gemma3", "Gemma3", gemma3, {}),
-        ("gemma4", "Gemma4", gemma4, {"max_soft_tokens": 70}),
-        ("gemma4", "Gemma4", gemma4_shared, {"max_soft_tokens": 70}),
+    Row(
+        adapter,
+        "simple",
+        f"{model}ForConditionalGeneration",
+        make,
+        arguments,
+        torch.bfloat16,
+        states,
+        reason=remark,
+    )
+    for adapter, model, make, arguments, remark in (
+        ("gemma3", "Gemma3", gemma3, {}, ""),
+        ("gemma4", "Gemma4", gemma4, {"max_soft_tokens": 70}, ""),
+        (
+            "gemma4",
+            "Gemma4",
+            gemma4_shared,
+            {"max_soft_tokens": 70},
+            "Embeddings of each layer, and layers that share keys and values, as in E2B and E4B.",
+        ),
     )
 ]
