@@ -1,8 +1,8 @@
 """What measuring adds to the forwards: `python -m benchmarks.overhead`.
 
 The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
-without capture and statistics, on a LLaVA whose forward dominates (3 decoder layers of 1,024 dimensions,
-576 vision tokens).
+without capture and statistics, on a LLaVA whose forward dominates (2 decoder layers of 2,048 dimensions,
+256 vision tokens).
 """
 
 import tempfile
@@ -34,15 +34,14 @@ def main() -> None:
             send(lm, "assistant_chat", [document])
 
     with tempfile.TemporaryDirectory() as folder:
-        make_llava(Path(folder), hidden_size=1024, layers=3, image_size=336)
+        make_llava(Path(folder), hidden_size=2048, layers=2, image_size=224)
         arguments = f"pretrained={folder},device=cpu,device_map=cpu"
         lm = get_model("llava_hf", False).create_from_arg_string(arguments)
-        plain, grouped = task(0), task(5)
+        plain = task(0)
         print(f"threads: {threads()}")
         ways = {
             "the adapter alone": lambda: without(plain),
             "with MIR": lambda: mir_prefill(lm, plain.instances),
-            "with MIR and its standard error (5 groups)": lambda: mir_prefill(lm, grouped.instances),
         }
         seconds = in_turns(ways, repeats=3)
         print(f"\n| {DOCUMENTS} documents | seconds | beyond the adapter alone |")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult, check_outlier_rule, check_rows, token_norms
-from mir_task.moments import KnownLayer, LayerStatistics, precision
+from mir_task.moments import KnownLayer, LayerStatistics, norm_precision
 
 DocumentId = str | int
 
@@ -98,7 +98,7 @@ class MIRMeter:
             check_rows(vision_rows, text_rows)
             norms = [
                 [
-                    token_norms(number, modality, tokens, precision(tokens))
+                    token_norms(number, modality, tokens, norm_precision(tokens))
                     for modality, tokens in (("vision", vision), ("text", text))
                 ]
                 for number, vision, text in rows

@@ -68,9 +68,9 @@ class Bounds(NamedTuple):
         return (norms < self.low) | (norms > self.high)
 
 
-def precision(rows: Tensor) -> torch.dtype:
-    """Of sums over rows: half-precision rows carry errors that float32 does not add to."""
-    return torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else torch.float64
+def norm_precision(rows: Tensor) -> torch.dtype:
+    """Of the norms of rows: half-precision rows carry errors that float32 does not add to."""
+    return torch.float32 if rows.element_size() < 4 else torch.float64
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
@@ -97,10 +97,11 @@ class Moments:
     def of_rows(cls, rows: Tensor) -> "Moments":
         """Of rows [n, d].
 
-        Products of half-precision rows are summed in float32 a few thousand rows at a time, after
-        centring on the mean of the first of them; all else is float64.
+        Products of float32 rows or less are summed in float32, a few thousand rows at a time and after
+        centring on the mean of the first of them: what a model computed in float32 is not more precise.
+        All else is float64.
         """
-        dtype = precision(rows)
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         moments = cls.repeated(rows.new_zeros(rows.shape[1]), 0)
         if not len(rows):
             return moments
