@@ -72,11 +72,12 @@ def load(model: str, model_args: str, *, force_simple: bool) -> lmms:
 
     try:
         return get_model(model, force_simple).create_from_arg_string(model_args, {"batch_size": 1})
-    except ModuleNotFoundError as error:
-        raise MIRError(
-            f"the adapter {model} imports {error.name}, which is not installed: pip install {error.name}"
-        ) from error
     except Exception as error:
+        package = getattr(error, "name", None) or "lmms_eval"
+        if isinstance(error, ModuleNotFoundError) and not package.startswith("lmms_eval"):
+            raise MIRError(
+                f"the adapter {model} imports {package}, which is not installed: pip install {package}"
+            ) from error
         raise MIRError(
             f"the adapter {model} could not load its model: {type(error).__name__}: {error}"
         ) from error

@@ -1,5 +1,6 @@
 """Processes that measure together, on torch.distributed; with one process all of it is a no-op."""
 
+import atexit
 import contextlib
 import io
 import itertools
@@ -29,6 +30,13 @@ def world_size() -> int:
             "be merged; start the run with torchrun or accelerate launch"
         )
     return 1
+
+
+@atexit.register
+def _leave() -> None:
+    """End gloo's threads, which may otherwise abort a process that leaves before the others."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -41,6 +41,6 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.checkpoints import make_llama_vision
+    from tests.zoo.llama_vision import llama_vision
 
-    return make_llama_vision(tmp_path_factory.mktemp("checkpoints") / "llama_vision")
+    return llama_vision(tmp_path_factory.mktemp("checkpoints") / "llama_vision")

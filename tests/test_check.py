@@ -1,6 +1,7 @@
 """`mir-task check`."""
 
 import re
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -71,6 +72,7 @@ def test_a_forced_placement(llava) -> None:
             "gemma3 could not load its model",
         ),
         (["--model", "no_such_adapter"], "no_such_adapter"),
+        (["--model", "bagel_umm"], "could not load its model: ModuleNotFoundError: No module named"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_one_message(change, message: str) -> None:
@@ -78,6 +80,15 @@ def test_a_model_that_cannot_be_loaded_is_one_message(change, message: str) -> N
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_package_that_the_adapter_lacks_is_named(llava, monkeypatch) -> None:
+    for kind in ("simple", "chat"):
+        monkeypatch.delitem(sys.modules, f"lmms_eval.models.{kind}.llava_hf", raising=False)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    result = checked(*arguments(llava))
+    assert result.exit_code == 1
+    assert "the adapter llava_hf imports decord, which is not installed" in result.output
 
 
 def test_a_model_without_vision_tokens_is_refused(llama_vision) -> None:

@@ -5,33 +5,12 @@ import torch
 
 from tests import checkpoints, harness, hub, independent
 from tests.test_command import results, run
+from tests.zoo import qwen2_5_vl
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    return checkpoints.make_qwen2_5_vl(tmp_path_factory.mktemp("checkpoints") / "qwen2_5_vl")
-
-
-@pytest.mark.parametrize("force_simple", [False, True])
-def test_qwen2_5_vl(qwen, tmp_path, monkeypatch, force_simple: bool) -> None:
-    pytest.importorskip("qwen_vl_utils")
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    lm = harness.load(qwen, model="qwen2_5_vl", force_simple=force_simple)
-    received = harness.Received(Qwen2_5_VLForConditionalGeneration, monkeypatch)
-    scores = harness.evaluate(lm, harness.task(), output=tmp_path)["results"]["mir_test"]
-    assert len(received.documents) == 6
-    monkeypatch.undo()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.bfloat16).eval()
-    wanted = independent.mir_of_model(model, received.documents)
-    assert scores["mir,none"] == pytest.approx(wanted, abs=1e-4)
-
-    report = harness.report(tmp_path)
-    assert report["placement"] == ("user_generate" if force_simple else "assistant_chat")
-    counts = [document["vision_tokens"] for document in report["documents"]]
-    assert len(set(counts)) > 1  # it varies with the size of the image
-    for count, call in zip(counts, received.documents, strict=True):
-        assert count == int(call["image_grid_thw"].prod()) // 4  # patches are merged two by two
+    return qwen2_5_vl.qwen2_5_vl(tmp_path_factory.mktemp("checkpoints") / "qwen2_5_vl")
 
 
 def test_batches_give_the_value_of_single_documents(qwen, tmp_path) -> None:
