@@ -1,10 +1,11 @@
-"""What measuring adds to the forwards: `python -m benchmarks.overhead`.
+"""What measuring adds to the forwards: `python -m benchmarks.overhead [D]`.
 
 The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
-without capture and statistics, on a LLaVA whose forward dominates (2 decoder layers of 2,048 dimensions,
-256 vision tokens).
+without capture and statistics, on a LLaVA whose forward dominates (2 decoder layers of D = 1,024
+dimensions, 576 vision tokens).
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def main() -> None:
         for document in adapter_documents(made, made.instances):
             send(lm, "assistant_chat", [document])
 
+    size = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
     with tempfile.TemporaryDirectory() as folder:
-        make_llava(Path(folder), hidden_size=2048, layers=2, image_size=224)
+        make_llava(Path(folder), hidden_size=size, layers=2, image_size=336)
         arguments = f"pretrained={folder},device=cpu,device_map=cpu"
         lm = get_model("llava_hf", False).create_from_arg_string(arguments)
         plain = task(0)

@@ -89,9 +89,9 @@ def measure_together(
             )
             own.merge(part)
             own.seconds += part.seconds
-        if done and any(all_gather(bool(part.skipped))):
+        if (done or known) and any(all_gather(bool(part.skipped))):
             _log(name, ["a document that was counted is left out after all, so all run again"])
-            todo.extendleft([numbers, tuple(sorted(done))])
+            todo = deque(plan.passes)
             done.clear()
             known.clear()
             continue
