@@ -2,6 +2,8 @@ import os
 
 # Before anything imports the harness or the hub client.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Small models are slower on several threads, and by far when something else runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
