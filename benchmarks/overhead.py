@@ -39,11 +39,12 @@ def main() -> None:
         make_llava(Path(folder), hidden_size=size, layers=2, image_size=336)
         arguments = f"pretrained={folder},device=cpu,device_map=cpu"
         lm = get_model("llava_hf", False).create_from_arg_string(arguments)
-        plain = task(0)
+        plain, grouped = task(0), task(5)
         print(f"threads: {threads()}")
         ways = {
             "the adapter alone": lambda: without(plain),
             "with MIR": lambda: mir_prefill(lm, plain.instances),
+            "with MIR and its standard error (5 groups)": lambda: mir_prefill(lm, grouped.instances),
         }
         seconds = in_turns(ways, repeats=3)
         print(f"\n| {DOCUMENTS} documents | seconds | beyond the adapter alone |")

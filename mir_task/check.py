@@ -8,7 +8,7 @@ import jinja2
 from lmms_eval.api.model import lmms
 
 from mir_task.adapter import Adapter, Rejected, Seen, torch_model
-from mir_task.capture import NO_TOKEN, HiddenStateCapture, Prefill, decode_text
+from mir_task.capture import HiddenStateCapture, Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import MIRTask, adapter_documents
 from mir_task.placement import Document
@@ -99,22 +99,8 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     documents = list(adapter_documents(task, task.instances))
     with HiddenStateCapture(torch_model(lm)) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
-        checked, prefills = [], []
-        for document, other in zip(documents, reversed(documents), strict=True):
-            seen = _seen(adapter, document, other)
-            prefill = seen.prefill
-            prefills.append(prefill)
-            checked.append(
-                Checked(
-                    id=document.id,
-                    rule=_RULES[prefill.vision_rule],
-                    span=decode_text(prefill, adapter.tokenizer),
-                    forwards=seen.forwards,
-                    traps=[*seen.traps, *_cut(seen)],
-                    positions=list(_positions(prefill, adapter.tokenizer)),
-                )
-            )
-    facts, rows = adapter.facts(prefills[0]), prefills[0].text_rows
+        seen = [_seen(adapter, *pair) for pair in zip(documents, reversed(documents), strict=True)]
+    facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows
     devices = sorted({str(p.device) for p in capture.decoder.module.parameters()})
     placement = facts["placement"]
     return Report(
@@ -126,7 +112,10 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
         ),
         placement=f"{placement}: {_PLACEMENTS[placement]}",
         traps=adapter.notes,
-        documents=checked,
+        documents=[
+            _checked(document, of_document, adapter.tokenizer)
+            for document, of_document in zip(documents, seen, strict=True)
+        ],
     )
 
 
@@ -137,10 +126,18 @@ def _seen(adapter: Adapter, document: Document, other: Document) -> Seen:
     return outcome
 
 
-def _cut(seen: Seen) -> list[str]:
-    if not seen.characters_cut:
-        return []
-    return [f"the last {seen.characters_cut} characters of the text did not arrive"]
+def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
+    traps = list(seen.traps)
+    if seen.characters_cut:
+        traps.append(f"the last {seen.characters_cut} characters of the text did not arrive")
+    return Checked(
+        id=document.id,
+        rule=_RULES[seen.prefill.vision_rule],
+        span=decode_text(seen.prefill, tokenizer),
+        forwards=seen.forwards,
+        traps=traps,
+        positions=list(_positions(seen.prefill, tokenizer)),
+    )
 
 
 def _positions(prefill: Prefill, tokenizer: Any) -> Iterator[Position]:
@@ -152,7 +149,7 @@ def _positions(prefill: Prefill, tokenizer: Any) -> Iterator[Position]:
         strict=True,
     ):
         kind = "vision" if vision else "text" if text else "other" if real else "padding"
-        token = "no token" if token_id == NO_TOKEN or token_id < 0 else tokenizer.decode([token_id])
+        token = "no token" if token_id < 0 else tokenizer.decode([token_id])
         yield Position(kind, token)
 
 
