@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,13 @@ from loguru import logger
 from torch import nn
 from tqdm import tqdm
 
-from mir_task.capture import HiddenStateCapture, Prefill, assign, longest_beginning, text_config
+from mir_task.capture import (
+    HiddenStateCapture,
+    Prefill,
+    assign,
+    find_decoder,
+    longest_beginning,
+)
 from mir_task.errors import MIRError
 from mir_task.placement import Document, send, supported
 
@@ -54,8 +60,8 @@ class Rejected(NamedTuple):
 Outcome = Seen | Rejected
 
 
-def torch_model(lm: lmms) -> nn.Module:
-    """The PyTorch model that an adapter holds in this process.
+def torch_models(lm: lmms) -> list[nn.Module]:
+    """The PyTorch model that an adapter holds in this process, and its replicas on other devices.
 
     Raises:
         MIRError: it holds none.
@@ -66,11 +72,12 @@ def torch_model(lm: lmms) -> nn.Module:
             load()
         except ValueError as error:
             raise MIRError(f"{type(lm).__name__} cannot load a model: {error}") from error
-    held = [getattr(lm, "_model", None), *vars(lm).values()]
-    for candidate in held:
-        if isinstance(candidate, nn.Module):
-            unwrap = getattr(getattr(lm, "accelerator", None), "unwrap_model", None)
-            return unwrap(candidate) if unwrap else candidate
+    unwrap = getattr(getattr(lm, "accelerator", None), "unwrap_model", lambda model: model)
+    models = [unwrap(part) for part in _parts(lm) if isinstance(part, nn.Module)]
+    readers = [model for model in models if _has_decoder(model)]
+    for model in readers or models:
+        same = {id(other): other for other in readers if type(other) is type(model)}
+        return list(same.values()) or [model]
     raise MIRError(
         f"the adapter {type(lm).__name__} holds no PyTorch model in this process, so there are no "
         "hidden states to read; load the checkpoint with an adapter that runs it in the process: "
@@ -86,15 +93,47 @@ def _in_process_adapter(lm: lmms) -> str:
     return ", ".join(f"--model {adapter}" for adapter in _IN_PROCESS.values())
 
 
+def capturing(lm: lmms, layers: Mapping[int, torch.device] | None = None) -> HiddenStateCapture:
+    """Capture of the model that an adapter holds, to be entered; `layers` as `HiddenStateCapture`.
+
+    Raises:
+        MIRError: the adapter holds no model, or one without a text decoder.
+        Exception: of an adapter that loads its model only now.
+    """
+    model, *replicas = torch_models(lm)
+    return HiddenStateCapture(model, layers, replicas)
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    with contextlib.suppress(MIRError):
+        return bool(find_decoder(model))
+    return False
+
+
+def _parts(lm: lmms) -> Iterator[Any]:
+    """What an adapter holds, then what its workers and wrappers of a model hold."""
+    own = {"_model": getattr(lm, "_model", None), **vars(lm)}
+    yield from own.values()
+    for name, value in own.items():
+        workers = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, list | tuple | dict):
+            workers = [value] if "model" in name else []
+        for worker in workers:
+            yield worker
+            if not isinstance(worker, nn.Module):
+                yield from getattr(worker, "__dict__", {}).values()
+
+
 def find_tokenizer(lm: lmms) -> Any:
-    """The adapter's tokenizer, or that of its processor, under whatever name it keeps it.
+    """The adapter's tokenizer, or that of its processor or model, under whatever name it keeps it.
 
     Raises:
         MIRError: it has none.
     """
     processors = (getattr(lm, name, None) for name in ("processor", "_processor", "_image_processor"))
-    for holder in (lm, *processors, *vars(lm).values()):
-        for name in ("tokenizer", "_tokenizer"):
+    for holder in (lm, *processors, *_parts(lm)):
+        named = [name for name in getattr(holder, "__dict__", {}) if name.endswith("tokenizer")]
+        for name in ("tokenizer", "_tokenizer", *named):
             tokenizer = getattr(holder, name, None)
             if hasattr(tokenizer, "decode") and hasattr(tokenizer, "encode"):
                 return tokenizer
@@ -133,12 +172,13 @@ class Adapter:
     @property
     def context(self) -> int | None:
         """Positions that the model was made for; None where its configuration does not say."""
-        return getattr(text_config(self.capture.model), "max_position_embeddings", None)
+        return getattr(self.capture.decoder.config, "max_position_embeddings", None)
 
     @property
     def kept_tokens(self) -> int | None:
         """Positions after which the model's own code cuts a sequence; None where it does not say."""
-        return getattr(self.capture.model.config, "tokenizer_model_max_length", None)
+        config = getattr(self.capture.model, "config", None)
+        return getattr(config, "tokenizer_model_max_length", None)
 
     def text_tokens(self, text: str) -> int:
         """Tokens of a text alone."""

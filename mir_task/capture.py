@@ -17,6 +17,7 @@ Vision rows are found twice where the model allows it:
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,6 +49,8 @@ class Decoder:
     layers: nn.ModuleList
     embedding: nn.Module
     """The input-embedding module."""
+    config: Any
+    """Of the decoder, with its `num_hidden_layers`."""
 
 
 @dataclass(frozen=True)
@@ -84,48 +87,51 @@ def _reader(model: nn.Module) -> tuple[str, nn.Module]:
     return ("thinker", thinker) if isinstance(thinker, nn.Module) else ("", model)
 
 
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the model's text decoder.
-
-    Raises:
-        MIRError: the model has no Hugging Face configuration.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        raise MIRError(
-            f"{type(model).__name__} has no `config`, so its text decoder cannot be told apart; "
-            "MIR needs a model with a Hugging Face configuration"
-        )
-    if hasattr(config, "get_text_config"):
-        return config.get_text_config(decoder=True)
-    return getattr(config, "text_config", config)
-
-
 def find_decoder(model: nn.Module) -> Decoder:
-    """The module that owns both the decoder layers of the text config and an input embedding.
+    """The module that owns the text decoder's layers and an input embedding.
 
-    `get_decoder()` is not used: in several releases of transformers it returns the whole model.
+    Found by structure: `get_decoder()` returns the whole model in several releases of transformers, and
+    models of other packages name their parts and configurations as they like.
 
     Raises:
         MIRError: no module, or more than one, fits.
     """
     prefix, reader = _reader(model)
-    count = text_config(reader).num_hidden_layers
+    around = _text_config(getattr(reader, "config", None))
     found = []
     for name, module in reader.named_modules(prefix=prefix):
-        layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
-        if len(layers) == 1 and (embedding := _input_embedding(module)) is not None:
-            found.append(Decoder(name, module, layers[0], embedding))
-    if len(found) > 1:  # a vision tower that embeds its positions may have as many layers
-        tokens = _token_embedding(reader)
-        found = [decoder for decoder in found if decoder.embedding is tokens] or found
+        embedding = _input_embedding(module)
+        for config in (around, _text_config(getattr(module, "config", None))):
+            count = getattr(config, "num_hidden_layers", None)
+            layers = [c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) == count]
+            if embedding is not None and len(layers) == 1:
+                found.append(Decoder(name, module, layers[0], embedding, config))
+                break
+    # Towers of other modalities embed their positions, and may have as many layers.
+    tokens = _token_embedding(reader)
+    for is_texts in (lambda d: d.embedding is tokens, _embeds_a_vocabulary):
+        if len(found) > 1:
+            found = [decoder for decoder in found if is_texts(decoder)] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
         raise MIRError(
-            f"{type(model).__name__}: looked for one module with {count} decoder layers and an input "
-            f"embedding, found {names}; MIR is defined on the layers of a single text decoder"
+            f"{type(model).__name__}: looked for one module with an input embedding and as many decoder "
+            f"layers as its configuration says, found {names}; MIR is defined on the layers of a single "
+            "text decoder"
         )
     return found[0]
+
+
+def _text_config(config: Any) -> Any:
+    """The part of a Hugging Face configuration that speaks of the text decoder."""
+    if hasattr(config, "get_text_config"):
+        return config.get_text_config(decoder=True)
+    return getattr(config, "text_config", config)
+
+
+def _embeds_a_vocabulary(decoder: Decoder) -> bool:
+    rows = getattr(decoder.embedding, "num_embeddings", 0)
+    return bool(rows >= getattr(decoder.config, "vocab_size", 1))
 
 
 def _input_embedding(module: nn.Module) -> nn.Module | None:
@@ -155,21 +161,28 @@ class HiddenStateCapture:
     """Context manager that keeps the prefills of a model while somebody else runs it.
 
     Hooks are registered on entry and gone after exit. They never raise into the model, whose caller
-    may swallow exceptions: what goes wrong, in a hook or in the model's own `generate`, is kept in
-    `failures`.
+    may swallow exceptions: what goes wrong, in a hook or in the model's own `generate` or `chat`, is
+    kept in `failures`. The model may run in several threads at once.
 
     Args:
         model: of any class, with a text decoder and an input embedding.
         layers: 1-based numbers of the decoder layers whose rows are kept, and the device on which;
             all layers, on the CPU, where None.
+        replicas: further copies of the model that may run in its place.
 
     Raises:
         MIRError: no text decoder is found.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[int, torch.device] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[int, torch.device] | None = None,
+        replicas: Sequence[nn.Module] = (),
+    ) -> None:
         self.model = model
         self.decoder = find_decoder(model)
+        self._copies = [(model, self.decoder), *((copy, find_decoder(copy)) for copy in replicas)]
         self._layers = layers or dict.fromkeys(
             range(1, len(self.decoder.layers) + 1), torch.device("cpu")
         )
@@ -182,43 +195,38 @@ class HiddenStateCapture:
         self._vision_ids = vision_token_ids(model)
         self._signature = inspect.signature(self.decoder.module.forward)
         self._handles: list[RemovableHandle] = []
-        self._pending: _PendingForward | None = None
-        self._arguments: dict[str, Any] = {}
+        self._watched: list[tuple[nn.Module, str, Any]] = []
         self._embedded_ids: list[Tensor] = []
-        self._outer_arguments: dict[int, dict[str, Tensor]] = {}
-        self._own_generate: Any = None
+        self._flight = _Flight()
 
     def __enter__(self) -> Self:
-        decoder = self.decoder
-        hooks = self._handles
         try:
-            for depth, ancestor in enumerate(self._ancestors()):
-                note = functools.partial(self._note_outer, depth)
-                hooks.append(ancestor.register_forward_pre_hook(self._guarded(note), with_kwargs=True))
-            hooks.append(
-                decoder.embedding.register_forward_pre_hook(
-                    self._guarded(self._note_embedding), with_kwargs=True
-                )
-            )
-            hooks.append(
-                decoder.module.register_forward_pre_hook(self._guarded(self._begin), with_kwargs=True)
-            )
-            if "logits_to_keep" in self._signature.parameters:
-                hooks.append(
-                    decoder.module.register_forward_pre_hook(_keep_all_positions, with_kwargs=True)
-                )
-            for layer in decoder.layers:
-                hooks.append(
-                    layer.register_forward_pre_hook(
-                        self._guarded(self._keep_layer_input), with_kwargs=True
-                    )
-                )
-            hooks.append(decoder.module.register_forward_hook(self._guarded(self._finish)))
-            self._watch_generate()
+            for model, decoder in self._copies:
+                self._hook(model, decoder)
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def _hook(self, model: nn.Module, decoder: Decoder) -> None:
+        parts = decoder.name.split(".")
+        around = [model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
+        for depth, ancestor in enumerate(around):
+            self._before(ancestor, functools.partial(self._note_outer, depth))
+            for method in ("generate", "chat"):
+                self._watch(ancestor, method)
+        self._before(decoder.embedding, self._note_embedding)
+        self._before(decoder.module, functools.partial(self._begin, decoder))
+        if "logits_to_keep" in self._signature.parameters:
+            hook = decoder.module.register_forward_pre_hook(_keep_all_positions, with_kwargs=True)
+            self._handles.append(hook)
+        for layer in decoder.layers:
+            self._before(layer, functools.partial(self._keep_layer_input, decoder))
+        finish = self._guarded(functools.partial(self._finish, decoder))
+        self._handles.append(decoder.module.register_forward_hook(finish))
+
+    def _before(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        self._handles.append(module.register_forward_pre_hook(self._guarded(hook), with_kwargs=True))
 
     def __exit__(
         self,
@@ -229,9 +237,11 @@ class HiddenStateCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.model.__dict__.pop("generate", None)
-        if self._own_generate is not None:
-            self.model.__dict__["generate"] = self._own_generate
+        for module, method, own in reversed(self._watched):
+            del module.__dict__[method]
+            if own is not None:
+                module.__dict__[method] = own
+        self._watched.clear()
         self._forget()
 
     def take(self) -> list[Prefill]:
@@ -240,75 +250,73 @@ class HiddenStateCapture:
         self._forget()
         return taken
 
-    def _ancestors(self) -> list[nn.Module]:
-        parts = self.decoder.name.split(".")
-        return [self.model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
+    def _forget(self) -> None:
+        self._flight = _Flight()
+        self._embedded_ids.clear()
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         def guarded(*arguments: Any) -> None:
             try:
                 hook(*arguments)
             except Exception as error:  # noqa: BLE001 - re-raised by whoever reads `failures`
-                self._pending = None
+                self._flight.pending = None
                 self.failures.append(error)
 
         return guarded
 
-    def _watch_generate(self) -> None:
-        generate = getattr(self.model, "generate", None)
-        if generate is None:
+    def _watch(self, module: nn.Module, method: str) -> None:
+        run = getattr(module, method, None)
+        if run is None:
             return
-
-        self._own_generate = self.model.__dict__.get("generate")
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             try:
-                return generate(*args, **kwargs)
+                return run(*args, **kwargs)
             except Exception as error:
-                self.failures.append(error)
+                if error not in self.failures:
+                    self.failures.append(error)
                 raise
 
-        self.model.__dict__["generate"] = watched
-
-    def _forget(self) -> None:
-        self._pending = None
-        self._arguments = {}
-        self._embedded_ids.clear()
-        self._outer_arguments.clear()
+        self._watched.append((module, method, module.__dict__.get(method)))
+        module.__dict__[method] = watched
 
     def _note_outer(
         self, depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         # What stands at this depth or below is of a forward that broke off.
-        self._outer_arguments = {d: held for d, held in self._outer_arguments.items() if d < depth}
+        outer = {d: held for d, held in self._flight.outer_arguments.items() if d < depth}
         named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
         kept = {name: named.get(name) for name in ("input_ids", "attention_mask")}
-        self._outer_arguments[depth] = {
-            name: value for name, value in kept.items() if isinstance(value, Tensor)
-        }
+        outer[depth] = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        self._flight.outer_arguments = outer
 
     def _note_embedding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Kept until `take`: adapters that build embeddings do so long before the forward, or elsewhere.
         ids = args[0] if args else kwargs["input"]
         self._embedded_ids.append(ids.detach().flatten())
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, decoder: Decoder, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        flight = self._flight
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
-        self._pending, self._arguments = None, {}
+        flight.pending, flight.arguments = None, {}
         if _cached_length(arguments.get("past_key_values")) > 0:
             self.steps += 1
             return
         self.forwards += 1
-        self._arguments = arguments
+        flight.arguments = arguments
         if arguments.get("inputs_embeds") is not None:
-            self._start(arguments["inputs_embeds"])
+            self._start(decoder, arguments["inputs_embeds"])
 
-    def _start(self, embeds: Tensor) -> None:
+    def _start(self, decoder: Decoder, embeds: Tensor) -> None:
         """Tell the positions of a prefill apart by what enters the first layer."""
-        outer = [*self._outer_arguments.values(), self._arguments]
+        flight = self._flight
+        outer = [*flight.outer_arguments.values(), flight.arguments]
         shape = tuple(embeds.shape[:2])
         real = _first_of_shape(outer, "attention_mask", shape)
         ids = _first_of_shape(outer, "input_ids", shape)
-        origin = self._provenance(embeds)
+        origin = self._provenance(decoder, embeds)
         sequences = []
         for row in range(shape[0]):
             sequence = _locate(
@@ -319,40 +327,59 @@ class HiddenStateCapture:
             )
             sequences.append(sequence)
         if any(sequence.vision.any() for sequence in sequences):
-            self._pending = _PendingForward(sequences, self._layers)
+            flight.pending = _PendingForward(sequences, self._layers)
 
     @torch.no_grad()
-    def _provenance(self, embeds: Tensor) -> Tensor | None:
+    def _provenance(self, decoder: Decoder, embeds: Tensor) -> Tensor | None:
         """Token id [batch, L] that the input embedding maps to each row, or NO_TOKEN."""
         if not self._embedded_ids:
             return None
-        ids = torch.unique(torch.cat(self._embedded_ids))
+        ids = torch.unique(torch.cat([ids.to(embeds.device) for ids in self._embedded_ids]))
         # Looked up anew: the module's own output may have been overwritten in place since.
-        table = self.decoder.embedding.forward(ids).to(embeds.dtype)
-        id_of_row = dict(zip(_row_bytes(table), ids.tolist(), strict=True))
+        table = decoder.embedding.forward(ids)
+        id_of_row: dict[bytes, int] = {}
+        # MiniCPM-V scales what the module gives before the decoder sees it.
+        for scale in {1, getattr(decoder.config, "scale_emb", 1)}:
+            rows = _row_bytes((table * scale).to(embeds.dtype))
+            id_of_row |= dict(zip(rows, ids.tolist(), strict=True))
         found = [id_of_row.get(row, NO_TOKEN) for row in _row_bytes(embeds.flatten(0, 1))]
         return torch.tensor(found).reshape(embeds.shape[:2])
 
-    def _keep_layer_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keep_layer_input(
+        self, decoder: Decoder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        if layer is not self.decoder.layers[0]:
-            if self._pending is not None:
-                self._pending.keep(hidden)
-        elif self._arguments.get("input_ids") is not None:
+        flight = self._flight
+        if layer is not decoder.layers[0]:
+            if flight.pending is not None:
+                flight.pending.keep(hidden)
+        elif flight.arguments.get("input_ids") is not None:
             # The decoder embeds by itself, and may merge image features by itself.
-            self._start(hidden)
+            self._start(decoder, hidden)
 
-    def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        pending, self._pending = self._pending, None
+    def _finish(self, decoder: Decoder, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        flight = self._flight
+        pending, flight.pending = flight.pending, None
         if pending is not None:
             pending.keep(output[0] if isinstance(output, tuple) else output.last_hidden_state)
-            if pending.layers_run != len(self.decoder.layers):
+            if pending.layers_run != len(decoder.layers):
                 raise MIRError(
-                    f"{self.decoder.name} ran {pending.layers_run} of its "
-                    f"{len(self.decoder.layers)} layers in one forward"
+                    f"{decoder.name} ran {pending.layers_run} of its "
+                    f"{len(decoder.layers)} layers in one forward"
                 )
             self.prefills += pending.prefills()
-        self._forget()
+        flight.arguments, flight.outer_arguments = {}, {}
+
+
+class _Flight(threading.local):
+    """What is known of the forward that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.pending: _PendingForward | None = None
+        self.arguments: dict[str, Any] = {}
+        """Of the decoder."""
+        self.outer_arguments: dict[int, dict[str, Tensor]] = {}
+        """Of the modules around it, by their depth."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
-from mir_task.adapter import Adapter, Rejected, Seen, torch_model
-from mir_task.capture import HiddenStateCapture, Prefill, decode_text
+from mir_task.adapter import Adapter, Rejected, Seen, capturing
+from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import MIRTask, adapter_documents
 from mir_task.placement import Document
@@ -97,7 +97,7 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     task.build_all_requests(rank=0, world_size=1)
     lm.task_dict[task.name] = task.dataset
     documents = list(adapter_documents(task, task.instances))
-    with HiddenStateCapture(torch_model(lm)) as capture:
+    with capturing(lm) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
         seen = [_seen(adapter, *pair) for pair in zip(documents, reversed(documents), strict=True)]
     facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows

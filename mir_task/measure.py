@@ -11,8 +11,8 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from mir_task.adapter import Adapter, Rejected, Seen, torch_model
-from mir_task.capture import HiddenStateCapture, decode_text
+from mir_task.adapter import Adapter, Rejected, Seen, capturing
+from mir_task.capture import decode_text
 from mir_task.distributed import stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.meter import MIRMeter
@@ -107,7 +107,7 @@ def measure(
     """
     run = _Run(meter, name=name, skip_failures=skip_failures)
     started = time.perf_counter()
-    with HiddenStateCapture(torch_model(lm), layers) as capture:
+    with capturing(lm, layers) as capture:
         adapter = Adapter(lm, capture, placement)
         queue = deque(run.within_context(adapter, documents))
         with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:

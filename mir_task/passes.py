@@ -17,7 +17,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from mir_task import budget
-from mir_task.adapter import torch_model
+from mir_task.adapter import torch_models
 from mir_task.capture import find_decoder
 from mir_task.distributed import (
     all_gather,
@@ -123,7 +123,7 @@ def measure_together(
 def _common_plan(lm: lmms, settings: Settings) -> budget.Plan:
     """The same groups and passes on every process, each with its own devices."""
     with on_every_rank():
-        decoder = find_decoder(torch_model(lm))
+        decoder = find_decoder(torch_models(lm)[0])
         devices = budget.layer_devices(decoder)
         own = budget.room(devices, settings.mir_host_memory, settings.mir_accelerator_memory)
     room = budget.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))

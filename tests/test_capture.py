@@ -299,7 +299,7 @@ def test_a_decoder_that_merges_the_image_by_itself(model, processor) -> None:
 
 
 def test_a_wrapped_input_embedding_is_found(llava) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import LlavaForConditionalGeneration
 
     base = LlavaForConditionalGeneration.from_pretrained(llava)
@@ -373,5 +373,5 @@ def test_the_thinker_of_an_omni_model_is_the_decoder() -> None:
 
 
 def test_a_model_without_a_decoder_is_refused() -> None:
-    with pytest.raises(MIRError, match="Linear has no `config`"):
+    with pytest.raises(MIRError, match="Linear: looked for one module .*, found none"):
         HiddenStateCapture(nn.Linear(2, 2))

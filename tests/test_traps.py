@@ -94,20 +94,6 @@ class NoGenerate(StandIn):
         return self.tokenizer.decode(token[0])
 
 
-class InnerModelOnEmbeddings(StandIn):
-    """Builds the embeddings itself and calls the inner model with nothing else."""
-
-    def generate(self, inputs, **settings) -> str:
-        inner = self._model.model
-        embeds = self._model.get_input_embeddings()(inputs["input_ids"])
-        features = inner.get_image_features(pixel_values=inputs["pixel_values"])
-        features = getattr(features, "pooler_output", features)
-        image = (inputs["input_ids"] == self._model.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(image, torch.cat(list(features)).to(embeds.dtype))
-        inner.language_model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
-        return ""
-
-
 class Threads(StandIn):
     """A pool of workers in which the model runs, documents in no order."""
 
@@ -190,7 +176,6 @@ def wanted(llava, tmp_path_factory) -> dict:
         Beams,
         AsksTwice,
         NoGenerate,
-        InnerModelOnEmbeddings,
         Threads,
         Batches,
         PadsRight,
@@ -344,18 +329,3 @@ def test_a_loglikelihood_that_is_a_stub_is_found_out(llava, tmp_path) -> None:
     report = harness.report(tmp_path)
     assert report["placement"] == "user_generate"
     assert any("does not do assistant_loglikelihood" in warning for warning in report["warnings"])
-
-
-def test_a_lora_on_the_decoder_is_measured(llava, wanted, tmp_path) -> None:
-    peft = pytest.importorskip("peft")
-
-    class Tuned(StandIn):
-        def __init__(self, checkpoint) -> None:
-            super().__init__(checkpoint)
-            targets = r".*language_model.*(q_proj|down_proj)"
-            config = peft.LoraConfig(r=2, target_modules=targets)
-            self._model = peft.get_peft_model(self._model, config).eval()
-
-    harness.evaluate(Tuned(llava), harness.task(), output=tmp_path)
-    # A fresh LoRA changes nothing.
-    assert harness.report(tmp_path)["mir"] == pytest.approx(wanted["mir"], abs=1e-6)
