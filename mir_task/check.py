@@ -10,7 +10,7 @@ from lmms_eval.api.model import lmms
 from mir_task.adapter import Adapter, Rejected, Seen, capturing
 from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
-from mir_task.harness import MIRTask, adapter_documents
+from mir_task.harness import documents_of
 from mir_task.placement import Document
 
 DOCUMENTS = 2
@@ -62,7 +62,7 @@ class Report(NamedTuple):
     documents: list[Checked]
 
 
-def load(model: str, model_args: str, *, force_simple: bool) -> lmms:
+def load(model: str, model_args: str, *, force_simple: bool, batch_size: int = 1) -> lmms:
     """The harness's adapter with its model.
 
     Raises:
@@ -71,7 +71,9 @@ def load(model: str, model_args: str, *, force_simple: bool) -> lmms:
     from lmms_eval.models import get_model
 
     try:
-        return get_model(model, force_simple).create_from_arg_string(model_args, {"batch_size": 1})
+        return get_model(model, force_simple).create_from_arg_string(
+            model_args, {"batch_size": batch_size}
+        )
     except Exception as error:
         package = getattr(error, "name", None) or "lmms_eval"
         if isinstance(error, ModuleNotFoundError) and not package.startswith("lmms_eval"):
@@ -93,10 +95,7 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     Raises:
         MIRError: MIR cannot be measured, with the reason.
     """
-    task = MIRTask({**config, "mir_documents": DOCUMENTS})
-    task.build_all_requests(rank=0, world_size=1)
-    lm.task_dict[task.name] = task.dataset
-    documents = list(adapter_documents(task, task.instances))
+    task, documents = documents_of(lm, {**config, "mir_documents": DOCUMENTS})
     with capturing(lm) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
         seen = [_seen(adapter, *pair) for pair in zip(documents, reversed(documents), strict=True)]

@@ -1,12 +1,25 @@
 """The command `mir-task`. Exit code 0: done; 1: cannot measure or something failed; 2: usage."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mir_task import __version__
 from mir_task.errors import MIRError
 from mir_task.settings import PLACEMENTS, Settings, mir_keys, packaged_tasks, read_task, tasks_in
+
+_SIZES = "1,5,10,20,50,100,200,500,800,1000"
+
+
+def _sizes(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Numbers of documents from a text with commas between them."""
+    parts = value.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is no list of sizes such as 10,100")
+    return tuple(int(part) for part in parts)
 
 
 class _Group(click.Group):
@@ -25,6 +38,13 @@ def main() -> None:
     """MIR, the Modality Integration Rate, of vision-language models."""
 
 
+_include_path = click.option(
+    "--include_path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with YAML files of further tasks.",
+)
+
+
 @main.group()
 def data() -> None:
     """Documents of the tasks."""
@@ -38,11 +58,7 @@ def data() -> None:
 @click.option(
     "--documents", type=click.IntRange(min=1), help="Number of documents; the task's own if left out."
 )
-@click.option(
-    "--include_path",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with YAML files of further tasks.",
-)
+@_include_path
 def prepare(task: str, folder: Path, documents: int | None, include_path: Path | None) -> None:
     """Write exactly TASK's documents to a small parquet file.
 
@@ -51,23 +67,39 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
     """
     from mir_task.data import prepare as write
 
-    paths = packaged_tasks()
-    if include_path is not None:
-        paths |= tasks_in(include_path)
-    if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
-    keys = mir_keys(read_task(paths[task], paths))
+    keys = mir_keys(_task_config(task, include_path))
     if documents is not None:
         keys["mir_documents"] = documents
     path = write(task, Settings.of_task(task, keys), folder)
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
+def _of_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that load a model and run a task's documents through it."""
+    options = (
+        click.option("--model", required=True, help="Adapter of the harness, as for lmms-eval."),
+        click.option("--model_args", default="", help="Its arguments, as for lmms-eval."),
+        click.option(
+            "--force_simple", is_flag=True, help="The simple adapter where there is a chat one."
+        ),
+        click.option("--task", default="mir_demo", show_default=True, help="Whose documents are used."),
+        _include_path,
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def _task_config(task: str, include_path: Path | None) -> dict[str, Any]:
+    """A task's configuration from the packaged YAML files or those of a folder."""
+    paths = packaged_tasks()
+    if include_path is not None:
+        paths |= tasks_in(include_path)
+    if task not in paths:
+        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+    return read_task(paths[task], paths)
+
+
 @main.command()
-@click.option("--model", required=True, help="Adapter of the harness, as for lmms-eval.")
-@click.option("--model_args", default="", help="Its arguments, as for lmms-eval.")
-@click.option("--force_simple", is_flag=True, help="The simple adapter where there is a chat one too.")
-@click.option("--task", default="mir_demo", show_default=True, help="Task whose documents are used.")
+@_of_model
 @click.option(
     "--placement", type=click.Choice(PLACEMENTS), help="Where the text stands; the best if left out."
 )
@@ -79,6 +111,7 @@ def check(
     model_args: str,
     force_simple: bool,
     task: str,
+    include_path: Path | None,
     placement: str | None,
     html: Path | None,
 ) -> None:
@@ -88,10 +121,7 @@ def check(
     """
     from mir_task import check as checking
 
-    paths = packaged_tasks()
-    if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
-    config = read_task(paths[task], paths)
+    config = _task_config(task, include_path)
     if placement is not None:
         config["mir_placement"] = placement
     lm = checking.load(model, model_args, force_simple=force_simple)
@@ -100,6 +130,62 @@ def check(
     if html is not None:
         checking.write_html(report, html)
         click.echo(f"\ntoken strip: {html}")
+
+
+@main.command()
+@_of_model
+@click.option("--batch_size", default=1, show_default=True, help="Of the adapter.")
+@click.option(
+    "--sizes", callback=_sizes, default=_SIZES, show_default=True, help="Documents of a sample."
+)
+@click.option(
+    "--draws", type=click.IntRange(min=1), default=10, show_default=True, help="Samples of each size."
+)
+@click.option(
+    "--documents", type=click.IntRange(min=1), help="To draw from; twice the largest size if left out."
+)
+@click.option("--memory", type=float, help="GiB for statistics; half of what is free if left out.")
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Groups of layers, for each of which the documents run once.",
+)
+@click.option(
+    "--output_path", type=click.Path(file_okay=False, path_type=Path), help="Folder for a JSON file."
+)
+def samples(
+    model: str,
+    model_args: str,
+    force_simple: bool,
+    task: str,
+    include_path: Path | None,
+    batch_size: int,
+    sizes: tuple[int, ...],
+    draws: int,
+    documents: int | None,
+    memory: float | None,
+    passes: int,
+    output_path: Path | None,
+) -> None:
+    """MIR by the number of documents, as in the paper's Table 6, from one set of forwards.
+
+    Prints mean and range over random draws of each size.
+    """
+    from mir_task import check as checking
+    from mir_task import samples as sampling
+    from mir_task.results import write_json
+
+    config = _task_config(task, include_path)
+    lm = checking.load(model, model_args, force_simple=force_simple, batch_size=batch_size)
+    taken = sampling.samples(
+        lm, config, sizes=sizes, draws=draws, documents=documents, memory=memory, passes=passes
+    )
+    click.echo(taken.table())
+    if output_path is not None:
+        content = {"task": task, "model": model, "model_args": model_args, **taken.to_dict()}
+        click.echo(write_json(output_path / f"samples_{task}.json", content))
 
 
 @main.command()

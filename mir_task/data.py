@@ -13,6 +13,7 @@ import json
 import mimetypes
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,8 +164,13 @@ def draw(task: str, source: Source, *, count: int, seed: int) -> tuple[list[str]
             f"{path} has {len(first)} different rows, {count} documents were asked for: "
             "lower mir_documents"
         )
-    ids = sorted(first, key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode()).digest())[:count]
+    ids = in_draw_order(first, seed)[:count]
     return ids, rows.select([first[row_id] for row_id in ids]), path
+
+
+def in_draw_order(ids: Iterable[str], seed: int) -> list[str]:
+    """Ids in the order of a hash of (seed, id): a random order, the same on every machine."""
+    return sorted(ids, key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode()).digest())
 
 
 def load(task: str, source: Source) -> tuple[datasets.Dataset, str]:

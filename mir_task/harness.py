@@ -7,7 +7,7 @@ Importing this module does what the entry point does (`mir_task.plugin`), so tha
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -189,6 +189,18 @@ def adapter_documents(task: MIRTask, requests: list[Instance]) -> Iterator[Docum
     for number, row in enumerate([*sorted(counted), *padding]):
         values, counts = rows[row], number < len(counted)
         yield Document(values["id"], name, SPLIT, row, values["text"], task.doc_to_visual, counts)
+
+
+def documents_of(lm: lmms, config: Mapping[str, Any]) -> tuple[MIRTask, list[Document]]:
+    """A task and its documents for a loaded adapter, outside a run of the harness.
+
+    Raises:
+        MIRError: as `MIRTask`.
+    """
+    task = MIRTask(dict(config))
+    task.build_all_requests(rank=0, world_size=1)
+    lm.task_dict[task.name] = task.dataset
+    return task, list(adapter_documents(task, task.instances))
 
 
 def _keep_out_of_the_efficiency_summary() -> None:

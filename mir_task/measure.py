@@ -2,22 +2,36 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lmms_eval.api.model import lmms
 from loguru import logger
+from torch import Tensor
 from tqdm import tqdm
 
 from mir_task.adapter import Adapter, Rejected, Seen, capturing
 from mir_task.capture import decode_text
 from mir_task.distributed import stop_if_another_failed
 from mir_task.errors import MIRError
-from mir_task.meter import MIRMeter
 from mir_task.metric import MIRResult
 from mir_task.placement import Document
+
+
+class Counter(Protocol):
+    """What counts documents: a `MIRMeter`, or several."""
+
+    def update(
+        self,
+        document_id: str,
+        vision_rows: Sequence[Tensor],
+        text_rows: Sequence[Tensor],
+        *,
+        group: int = 0,
+    ) -> None:
+        """As `MIRMeter.update`."""
 
 
 @dataclass
@@ -83,7 +97,7 @@ def _named(ids: Iterable[str]) -> str:
 def measure(
     lm: lmms,
     documents: Iterable[Document],
-    meter: MIRMeter,
+    meter: Counter,
     layers: Mapping[int, torch.device],
     *,
     placement: str | None,
@@ -141,7 +155,7 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Run:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, meter: MIRMeter, *, name: str, skip_failures: bool) -> None:
+    def __init__(self, meter: Counter, *, name: str, skip_failures: bool) -> None:
         self.meter = meter
         self.done = Measurement()
         self.name = name

@@ -20,16 +20,22 @@ def write_report(stem: Path, result: MIRResult, run: dict[str, Any]) -> list[Pat
         result: goes into the top level of the JSON, so that `MIRResult.from_dict` reads it.
         run: what was measured and how; goes beside it. Its keys must not be the result's.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, **result.to_dict(), **run}
     data, plot = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
-    partial = data.with_name(f".{data.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, data)
+    write_json(data, content)
     partial = plot.with_name(f".partial.{plot.name}")
     plot_layers(result, partial, title=f"{run['task']} · {'/'.join(run['model_name'].split('/')[-2:])}")
     os.replace(partial, plot)
     return [data, plot]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a file whole or not at all, and return its path; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
 
 
 def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:

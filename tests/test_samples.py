@@ -1,0 +1,95 @@
+"""MIR by the number of documents from one set of forwards."""
+
+import json
+
+import pytest
+
+import mir_task.samples
+from mir_task import MIRError, moments
+from mir_task.data import in_draw_order
+from mir_task.demo.checkpoint import PASSAGES
+from mir_task.samples import Sample, samples
+from tests import harness
+
+TASK = {"task": "mir_samples", "mir_base": "mir_demo"}
+SIZES = (2, 5, 9)
+
+
+@pytest.fixture
+def lm(llava):
+    return harness.load(llava)
+
+
+@pytest.fixture(scope="module")
+def separate(llava, tmp_path_factory):
+    """MIR of the first documents of a draw, by a run of the harness on a task of just these."""
+    folder = tmp_path_factory.mktemp("separate")
+    images = PASSAGES.with_name("images.jsonl")
+    rows = harness.task(mir_documents=12).dataset["test"]
+
+    def run(draw: int, size: int) -> float:
+        chosen = in_draw_order(rows["id"], draw)[:size]
+        lines = [
+            {"id": row["id"], "image": row["image"]["path"], "text": row["text"]}
+            for row in rows
+            if row["id"] in chosen
+        ]
+        path = folder / f"{draw}-{size}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        task = harness.task(
+            mir_base="mir_demo",
+            mir_image_dataset=str(path),
+            mir_text_dataset=None,
+            mir_documents=size,
+            mir_groups=0,
+        )
+        results = harness.evaluate(harness.load(llava), task)
+        return results["results"]["mir_test"]["mir,none"]
+
+    assert images.exists()
+    return run
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_samples_are_separate_runs(lm, separate, passes) -> None:
+    taken = samples(lm, TASK, sizes=SIZES, draws=2, documents=12, passes=passes)
+    assert set(taken.values) == {Sample(draw, size) for draw in range(2) for size in SIZES}
+    for size in SIZES:
+        assert taken.values[Sample(1, size)].mir == pytest.approx(separate(1, size), abs=1e-6)
+    assert len({result.mir for result in taken.values.values()}) == 6
+
+
+def test_samples_with_late_outliers_run_again_by_themselves(lm, monkeypatch) -> None:
+    wanted = samples(lm, TASK, sizes=(10, 30), draws=2, documents=40)
+    runs = []
+    run = mir_task.samples.measure
+    watched = lambda *args, **kwargs: (runs.append(len(args[1])), run(*args, **kwargs))[1]  # noqa: E731
+    monkeypatch.setattr("mir_task.samples.measure", watched)
+    # Rows are folded in early, and whatever is beyond one standard deviation is taken for an outlier.
+    monkeypatch.setattr(moments, "_default_capacity", lambda size, itemsize: 80)
+    monkeypatch.setattr(moments, "_BANDS", ((1.0, 1.0),))
+    taken = samples(lm, TASK, sizes=(10, 30), draws=2, documents=40)
+    assert len(runs) > 1
+    for sample, result in taken.values.items():
+        assert result.mir == pytest.approx(wanted.values[sample].mir, abs=1e-3)
+
+
+def test_the_table_has_mean_and_range(lm) -> None:
+    taken = samples(lm, TASK, sizes=(3, 6), draws=3, documents=6)
+    rows = [line.split(" | ") for line in taken.table().splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| 3", "| 6"]
+    values = [taken.values[Sample(draw, 3)].mir for draw in range(3)]
+    assert rows[0][2:4] == [f"{min(values):.4f}", f"{max(values):.4f}"]
+    assert rows[1][2] == rows[1][3]  # all six documents, whatever the draw
+    written = taken.to_dict()
+    assert written["sizes"][0]["mir"] == values
+    json.dumps(written, allow_nan=False)
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_the_way(lm) -> None:
+    # For the samples that are put together and four documents, but not for four times six.
+    room = 3 * (2 * moments.bytes_at_most(64, 4, 0) + 4 * 1000 * 64 * 4) / 2**30
+    with pytest.raises(MIRError, match=r"4 draws of 6 documents take .* lower --draws .* --passes"):
+        samples(lm, TASK, sizes=(1, 6), draws=4, documents=6, memory=room)
+    with pytest.raises(MIRError, match="a sample of 9 documents cannot be drawn from 6"):
+        samples(lm, TASK, sizes=(9,), documents=6)
