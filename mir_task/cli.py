@@ -1,6 +1,7 @@
 """The command `mir-task`. Exit code 0: done; 1: cannot measure or something failed; 2: usage."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,27 @@ def data() -> None:
     """Documents of the tasks."""
 
 
+_include_path = click.option(
+    "--include_path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with YAML files of further tasks.",
+)
+
+
+def _config(task: str, include_path: Path | None) -> dict[str, Any]:
+    """A task's configuration.
+
+    Raises:
+        click.UsageError: there is no such task.
+    """
+    paths = packaged_tasks()
+    if include_path is not None:
+        paths |= tasks_in(include_path)
+    if task not in paths:
+        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+    return read_task(paths[task], paths)
+
+
 @data.command()
 @click.argument("task")
 @click.option(
@@ -38,11 +60,7 @@ def data() -> None:
 @click.option(
     "--documents", type=click.IntRange(min=1), help="Number of documents; the task's own if left out."
 )
-@click.option(
-    "--include_path",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with YAML files of further tasks.",
-)
+@_include_path
 def prepare(task: str, folder: Path, documents: int | None, include_path: Path | None) -> None:
     """Write exactly TASK's documents to a small parquet file.
 
@@ -51,12 +69,7 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
     """
     from mir_task.data import prepare as write
 
-    paths = packaged_tasks()
-    if include_path is not None:
-        paths |= tasks_in(include_path)
-    if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
-    keys = mir_keys(read_task(paths[task], paths))
+    keys = mir_keys(_config(task, include_path))
     if documents is not None:
         keys["mir_documents"] = documents
     path = write(task, Settings.of_task(task, keys), folder)
@@ -68,6 +81,7 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
 @click.option("--model_args", default="", help="Its arguments, as for lmms-eval.")
 @click.option("--force_simple", is_flag=True, help="The simple adapter where there is a chat one too.")
 @click.option("--task", default="mir_demo", show_default=True, help="Task whose documents are used.")
+@_include_path
 @click.option(
     "--placement", type=click.Choice(PLACEMENTS), help="Where the text stands; the best if left out."
 )
@@ -79,6 +93,7 @@ def check(
     model_args: str,
     force_simple: bool,
     task: str,
+    include_path: Path | None,
     placement: str | None,
     html: Path | None,
 ) -> None:
@@ -88,10 +103,7 @@ def check(
     """
     from mir_task import check as checking
 
-    paths = packaged_tasks()
-    if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
-    config = read_task(paths[task], paths)
+    config = _config(task, include_path)
     if placement is not None:
         config["mir_placement"] = placement
     lm = checking.load(model, model_args, force_simple=force_simple)
