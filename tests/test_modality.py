@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io.wavfile
 import torch
 import yaml
 from click.testing import CliRunner
@@ -165,17 +166,17 @@ def test_audio_in_a_chat_message(hearing, tmp_path) -> None:
 
 
 def test_messages_speak_of_audio(hearing, tmp_path) -> None:
-    keys = {**tones(tmp_path), "mir_documents": 2, "mir_groups": 0, "mir_text_limit": 3}
+    keys = {**tones(tmp_path), "mir_documents": 2, "mir_groups": 0}
+    for path in tmp_path.glob("*.wav"):
+        rate, wave = scipy.io.wavfile.read(path)
+        scipy.io.wavfile.write(path, rate, wave[: rate // 2])
     harness.evaluate(heard_on_cpu(hearing), harness.task(**keys), output=tmp_path / "out")
-    warnings = harness.report(tmp_path / "out")["warnings"]
-    assert any(re.match(r"\d+ text tokens in 32 dimensions", warning) for warning in warnings)
+    (warning,) = [w for w in harness.report(tmp_path / "out")["warnings"] if "singular" in w]
+    assert re.match(r"\d+ audio tokens in 32 dimensions", warning)
 
-    mute = harness.variant(hearing, tmp_path / "mute", template=lambda t: t.replace("<|AUDIO|>", ""))
-    with pytest.raises(MIRError, match="document 'a[0-9]': ValueError: .*audio"):
-        harness.evaluate(heard_on_cpu(mute), harness.task(**keys))
     for path in tmp_path.glob("*.wav"):
         path.write_bytes(b"noise")
-    with pytest.raises(MIRError, match="document 'a[0-9]': the audio cannot be read .Format not rec"):
+    with pytest.raises(MIRError, match="document 'a[0-9]': .*the audio cannot be read .Format not rec"):
         harness.evaluate(heard_on_cpu(hearing), harness.task(**keys))
 
 
