@@ -21,6 +21,7 @@ from mir_task.capture import (
 )
 from mir_task.errors import MIRError
 from mir_task.placement import Document, send, supported
+from mir_task.settings import TOKENS
 
 # Adapters that load native transformers checkpoints in the process, by a part of the checkpoint's name.
 _IN_PROCESS = {
@@ -93,15 +94,17 @@ def _in_process_adapter(lm: lmms) -> str:
     return ", ".join(f"--model {adapter}" for adapter in _IN_PROCESS.values())
 
 
-def capturing(lm: lmms, layers: Mapping[int, torch.device] | None = None) -> HiddenStateCapture:
-    """Capture of the model that an adapter holds, to be entered; `layers` as `HiddenStateCapture`.
+def capturing(
+    lm: lmms, layers: Mapping[int, torch.device] | None = None, modality: str = "image"
+) -> HiddenStateCapture:
+    """Capture of the model that an adapter holds, to be entered; arguments as `HiddenStateCapture`.
 
     Raises:
         MIRError: the adapter holds no model, or one without a text decoder.
         Exception: of an adapter that loads its model only now.
     """
     model, *replicas = torch_models(lm)
-    return HiddenStateCapture(model, layers, replicas)
+    return HiddenStateCapture(model, layers, modality, replicas)
 
 
 def _has_decoder(model: nn.Module) -> bool:
@@ -254,7 +257,7 @@ class Adapter:
         forwards, steps = capture.forwards, capture.steps
         with _quiet() as complaints:
             try:
-                send(self.lm, placement, [_watching_images(d, errors) for d in batch])
+                send(self.lm, placement, [_watching_media(d, errors) for d in batch])
             except Exception as error:  # noqa: BLE001 - reported with the document's id
                 errors.append(error)
         errors = [*capture.failures, *errors]
@@ -290,8 +293,8 @@ class Adapter:
         # A few characters turn up in any text, so they are no sign of this one.
         if arrived < min(total, 8):
             return Rejected(
-                "no token of the document's own text stands after the image: the adapter put the "
-                "text before the image or dropped it; choose another mir_placement"
+                f"no token of the document's own text stands after the {self.capture.modality}: the "
+                "adapter put the text before it or dropped it; choose another mir_placement"
             )
         return Seen(prefill, total - arrived, forwards, traps)
 
@@ -299,9 +302,11 @@ class Adapter:
         if errors:
             return f"{type(errors[0]).__name__}: {errors[0]}"
         if ran:
+            modality = self.capture.modality
             return (
-                f"{type(self.capture.model).__name__} has no vision tokens in its text decoder's "
-                "sequence (cross-attention, or the image was dropped), so MIR is not defined on it"
+                f"{type(self.capture.model).__name__} has no {TOKENS[modality]} tokens in its text "
+                f"decoder's sequence (cross-attention, or the {modality} was dropped), so MIR is not "
+                "defined on it"
             )
         cause = "; ".join(complaints) or "it reported nothing"
         return f"the adapter {type(self.lm).__name__} ran no forward of its model ({cause})"
@@ -324,17 +329,17 @@ def _traps(
     return tuple(found)
 
 
-def _watching_images(document: Document, errors: list[Exception]) -> Document:
-    """The document with a note of what goes wrong with its image; adapters may swallow it."""
+def _watching_media(document: Document, errors: list[Exception]) -> Document:
+    """The document with a note of what goes wrong with its medium; adapters may swallow it."""
 
-    def to_image(row: dict[str, Any]) -> list[Any]:
+    def to_media(row: dict[str, Any]) -> list[Any]:
         try:
-            return document.to_image(row)
+            return document.to_media(row)
         except Exception as error:
             errors.append(error)
             raise
 
-    return document._replace(to_image=to_image)
+    return document._replace(to_media=to_media)
 
 
 @contextlib.contextmanager

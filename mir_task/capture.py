@@ -7,11 +7,15 @@ received, so neither the order of calls nor the batching of the caller matters.
 Layer k's hidden states are what layer k + 1 receives, and the decoder's output (after the final norm)
 for the last layer k = K.
 
-Vision rows are found twice where the model allows it:
+Vision rows are those of the task's modality: images and videos, or audio. They are found twice where
+the model allows it:
 
 * by token ids: the placeholders that the processor expanded, `input_ids == image_token_id`;
 * by provenance: a row of the decoder's `inputs_embeds` is text exactly when the input-embedding
   module gives that very row for a token id of this forward.
+
+Where a sequence holds media of several kinds (a video with its sound), both rules are of all of them
+together; only the ids tell the kinds apart.
 """
 
 import contextlib
@@ -34,9 +38,8 @@ Key = TypeVar("Key")
 NO_TOKEN = -1
 """Stands in `Prefill.token_ids` where the model embedded no token."""
 
-_VISION_TOKEN_NAMES = tuple(
-    f"{modality}_token_{suffix}" for modality in ("image", "video") for suffix in ("id", "index")
-)
+# Adapters may show an image as a video, or a video as images, so these two are one kind.
+_MEDIA = {"image": ("image", "video"), "video": ("image", "video"), "audio": ("audio",)}
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ class Prefill:
     real: Tensor
     """bool [L]: not padding."""
     vision: Tensor
-    """bool [L]: came from the vision side."""
+    """bool [L]: came from the vision side, or from audio where that is the modality."""
     text: Tensor
-    """bool [L]: real and after the last vision position."""
+    """bool [L]: real and after the last position of any medium."""
     vision_rule: str
     """Which rule found the vision positions: "token_ids", "provenance" or "token_ids+provenance"."""
     vision_rows: tuple[Tensor, ...]
@@ -150,11 +153,24 @@ def _token_embedding(model: Any) -> Any:
     return None
 
 
-def vision_token_ids(model: nn.Module) -> set[int]:
-    """Ids that stand for vision tokens in expanded `input_ids`, as the configuration names them."""
+def media_token_ids(model: nn.Module, modality: str) -> set[int]:
+    """Ids that stand for a modality's tokens in expanded `input_ids`, as the configuration names them.
+
+    Args:
+        model: with a Hugging Face configuration; without one there are no ids.
+        modality: "image", "video" (both mean images and videos) or "audio".
+    """
     config = getattr(_reader(model)[1], "config", None)
-    ids = {getattr(config, name, None) for name in _VISION_TOKEN_NAMES}
-    return {token_id for token_id in ids if isinstance(token_id, int) and token_id >= 0}
+    tower = getattr(config, "audio_config" if modality == "audio" else "vision_config", None)
+    for part in (config, tower):  # Phi-4 names them in the configurations of its towers
+        ids = {
+            getattr(part, f"{name}_token_{suffix}", None)
+            for name in _MEDIA[modality]
+            for suffix in ("id", "index")
+        }
+        if known := {token_id for token_id in ids if isinstance(token_id, int) and token_id >= 0}:
+            return known
+    return set()
 
 
 class HiddenStateCapture:
@@ -168,6 +184,7 @@ class HiddenStateCapture:
         model: of any class, with a text decoder and an input embedding.
         layers: 1-based numbers of the decoder layers whose rows are kept, and the device on which;
             all layers, on the CPU, where None.
+        modality: whose tokens count as vision: "image", "video" (the same as "image") or "audio".
         replicas: further copies of the model that may run in its place.
 
     Raises:
@@ -178,9 +195,11 @@ class HiddenStateCapture:
         self,
         model: nn.Module,
         layers: Mapping[int, torch.device] | None = None,
+        modality: str = "image",
         replicas: Sequence[nn.Module] = (),
     ) -> None:
         self.model = model
+        self.modality = modality
         self.decoder = find_decoder(model)
         self._copies = [(model, self.decoder), *((copy, find_decoder(copy)) for copy in replicas)]
         self._layers = layers or dict.fromkeys(
@@ -192,7 +211,8 @@ class HiddenStateCapture:
         """Prefill forwards seen, those without a vision token included."""
         self.steps = 0
         """Decode steps seen."""
-        self._vision_ids = vision_token_ids(model)
+        self._vision_ids = media_token_ids(model, modality)
+        self._media_ids = {token_id for kind in _MEDIA for token_id in media_token_ids(model, kind)}
         self._signature = inspect.signature(self.decoder.module.forward)
         self._handles: list[RemovableHandle] = []
         self._watched: list[tuple[nn.Module, str, Any]] = []
@@ -324,6 +344,7 @@ class HiddenStateCapture:
                 outer_ids=None if ids is None else ids[row],
                 embedded_ids=None if origin is None else origin[row],
                 vision_ids=self._vision_ids,
+                media_ids=self._media_ids,
             )
             sequences.append(sequence)
         if any(sequence.vision.any() for sequence in sequences):
@@ -388,13 +409,14 @@ class _Sequence:
 
     token_ids: Tensor
     real: Tensor
+    media: Tensor
     vision: Tensor
     rule: str
 
     @property
     def text(self) -> Tensor:
         positions = torch.arange(len(self.real))
-        return self.real & (positions > positions[self.vision].max())
+        return self.real & (positions > positions[self.media].max())
 
 
 class _PendingForward:
@@ -488,18 +510,25 @@ def _first_of_shape(
 
 
 def _locate(
-    *, real: Tensor, outer_ids: Tensor | None, embedded_ids: Tensor | None, vision_ids: set[int]
+    *,
+    real: Tensor,
+    outer_ids: Tensor | None,
+    embedded_ids: Tensor | None,
+    vision_ids: set[int],
+    media_ids: set[int],
 ) -> _Sequence:
-    """Vision positions of one sequence by each rule that applies.
+    """Positions of all media in one sequence by each rule that applies, and those of them that count.
 
     Raises:
         MIRError: both rules apply and differ.
     """
     found = {}
+    counts = torch.ones_like(real)  # without ids no row tells its kind, and a document holds one
     if outer_ids is not None:
-        by_ids = torch.isin(outer_ids, torch.tensor(sorted(vision_ids), dtype=torch.int64)) & real
+        by_ids = _among(outer_ids, media_ids) & real
         if by_ids.any():
             found["token_ids"] = by_ids
+            counts = _among(outer_ids, vision_ids)
     if embedded_ids is not None:
         found["provenance"] = (embedded_ids == NO_TOKEN) & real
         if not found["provenance"].any():  # placeholders embedded as any token: no vision rows at all
@@ -507,19 +536,24 @@ def _locate(
     if len(found) == 2 and not torch.equal(*found.values()):
         differing = (found["token_ids"] != found["provenance"]).nonzero().flatten()
         raise MIRError(
-            f"the image-token ids mark {int(found['token_ids'].sum())} vision tokens, the rows that "
+            f"the media-token ids mark {int(found['token_ids'].sum())} positions, the rows that "
             f"did not come from the input embedding are {int(found['provenance'].sum())}; they "
             f"differ at {len(differing)} positions, first at {int(differing[0])}: the model adds or "
             "changes rows by a rule that this package does not know, so please report the model"
         )
-    vision = next(iter(found.values()), torch.zeros_like(real))
+    media = next(iter(found.values()), torch.zeros_like(real))
     ids = embedded_ids if outer_ids is None else outer_ids
     return _Sequence(
         token_ids=torch.full_like(real, NO_TOKEN, dtype=torch.int64) if ids is None else ids,
         real=real,
-        vision=vision,
+        media=media,
+        vision=media & counts,
         rule="+".join(found) or "none",
     )
+
+
+def _among(ids: Tensor, wanted: set[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(sorted(wanted), dtype=torch.int64))
 
 
 class Tokenizer(Protocol):
@@ -533,7 +567,7 @@ class Tokenizer(Protocol):
 
 
 def decode_text(prefill: Prefill, tokenizer: Tokenizer) -> str:
-    """The decoded text span: what stands after the last vision token, special tokens included."""
+    """The decoded text span: what stands after the last medium, special tokens included."""
     return str(tokenizer.decode([i for i in prefill.text_ids if i != NO_TOKEN]))
 
 

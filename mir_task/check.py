@@ -12,18 +12,19 @@ from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import documents_of
 from mir_task.placement import Document
+from mir_task.settings import TOKENS
 
 DOCUMENTS = 2
 
 _RULES = {
     "token_ids": "by their token ids alone: the input embedding was not seen at work",
-    "provenance": "by provenance alone: the model was given no expanded image tokens",
+    "provenance": "by provenance alone: the model was given no expanded placeholders",
     "token_ids+provenance": "by token ids and by provenance, which agree",
 }
 _PLACEMENTS = {
     "assistant_loglikelihood": "the text is the assistant's turn of a log-likelihood request",
-    "assistant_chat": "the text stands in an assistant turn after the image",
-    "user_generate": "image and text stand in the user turn",
+    "assistant_chat": "the text stands in an assistant turn after the {modality}",
+    "user_generate": "{modality} and text stand in the user turn",
 }
 
 
@@ -57,6 +58,8 @@ class Report(NamedTuple):
     adapter: str
     model: str
     decoder: str
+    tokens: str
+    """What the tokens that are compared with text are called."""
     placement: str
     traps: list[str]
     documents: list[Checked]
@@ -96,7 +99,8 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
         MIRError: MIR cannot be measured, with the reason.
     """
     task, documents = documents_of(lm, {**config, "mir_documents": DOCUMENTS})
-    with capturing(lm) as capture:
+    modality = task.settings.mir_modality
+    with capturing(lm, modality=modality) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
         seen = [_seen(adapter, *pair) for pair in zip(documents, reversed(documents), strict=True)]
     facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows
@@ -109,7 +113,8 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
             f"{facts['decoder'] or 'the model itself'}: {len(rows)} layers of {facts['hidden_size']} "
             f"dimensions, {facts['hidden_dtype']}, on {', '.join(devices)}"
         ),
-        placement=f"{placement}: {_PLACEMENTS[placement]}",
+        tokens=TOKENS[modality],
+        placement=f"{placement}: {_PLACEMENTS[placement].format(modality=modality)}",
         traps=adapter.notes,
         documents=[
             _checked(document, of_document, adapter.tokenizer)
@@ -165,9 +170,9 @@ def in_words(report: Report) -> str:
         lines += [
             "",
             f"document   {document.id}",
-            f"vision     {document.count('vision')} tokens, found {document.rule}",
+            f"{report.tokens:10} {document.count('vision')} tokens, found {document.rule}",
             f"text       {document.count('text')} tokens counted, {document.count('other')} not "
-            f"(before or between the vision tokens), {document.count('padding')} padding",
+            f"(before or between the {report.tokens} tokens), {document.count('padding')} padding",
             f"span       {_shortened(document.span)!r}",
             f"forwards   {document.forwards[0]} prefill, {document.forwards[1]} decode steps",
             *(f"trap       {trap}" for trap in document.traps),

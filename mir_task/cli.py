@@ -50,6 +50,20 @@ def data() -> None:
     """Documents of the tasks."""
 
 
+def _config(task: str, include_path: Path | None) -> dict[str, Any]:
+    """A task's configuration.
+
+    Raises:
+        click.UsageError: there is no such task.
+    """
+    paths = packaged_tasks()
+    if include_path is not None:
+        paths |= tasks_in(include_path)
+    if task not in paths:
+        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+    return read_task(paths[task], paths)
+
+
 @data.command()
 @click.argument("task")
 @click.option(
@@ -67,7 +81,7 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
     """
     from mir_task.data import prepare as write
 
-    keys = mir_keys(_task_config(task, include_path))
+    keys = mir_keys(_config(task, include_path))
     if documents is not None:
         keys["mir_documents"] = documents
     path = write(task, Settings.of_task(task, keys), folder)
@@ -86,16 +100,6 @@ def _of_model(command: Callable[..., None]) -> Callable[..., None]:
         _include_path,
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-def _task_config(task: str, include_path: Path | None) -> dict[str, Any]:
-    """A task's configuration from the packaged YAML files or those of a folder."""
-    paths = packaged_tasks()
-    if include_path is not None:
-        paths |= tasks_in(include_path)
-    if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
-    return read_task(paths[task], paths)
 
 
 @main.command()
@@ -121,7 +125,7 @@ def check(
     """
     from mir_task import check as checking
 
-    config = _task_config(task, include_path)
+    config = _config(task, include_path)
     if placement is not None:
         config["mir_placement"] = placement
     lm = checking.load(model, model_args, force_simple=force_simple)
@@ -177,7 +181,7 @@ def samples(
     from mir_task import samples as sampling
     from mir_task.results import write_json
 
-    config = _task_config(task, include_path)
+    config = _config(task, include_path)
     lm = checking.load(model, model_args, force_simple=force_simple, batch_size=batch_size)
     taken = sampling.samples(
         lm, config, sizes=sizes, draws=draws, documents=documents, memory=memory, passes=passes

@@ -1,22 +1,25 @@
 """Which documents a MIR task measures: sources, pairing, sampling, and copies to carry.
 
-A document is one image and one text. Texts come from the image's own row, or from a second source
-and are then unpaired: the i-th image drawn goes with the i-th text drawn.
+A document is one medium (image, video or audio) and one text. Texts come from the medium's own row, or
+from a second source and are then unpaired: the i-th medium drawn goes with the i-th text drawn.
 
 `MIR_TASK_DATA` names a folder that is read before the Hugging Face Hub: for each task its prepared
 copy `TASK.parquet` (`mir-task data prepare`), else a folder of each data set under the data set's id.
 """
 
+import functools
 import hashlib
 import io
 import json
 import mimetypes
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import datasets
 import numpy as np
 import pyarrow.parquet
@@ -29,9 +32,10 @@ PACKAGE = Path(__file__).parent
 DATA_ROOT = "MIR_TASK_DATA"
 FEATURES = datasets.Features(
     id=datasets.Value("string"),
-    image=datasets.Image(decode=False),
+    media={"bytes": datasets.Value("large_binary"), "path": datasets.Value("string")},
     text=datasets.Value("string"),
 )
+_COLUMNS = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 _METADATA_KEY = b"mir_task"
 # Settings that a copy does not fix: how many documents are used, and what is done with them.
 _FREE = {
@@ -46,7 +50,7 @@ _FREE = {
 
 
 class Source(NamedTuple):
-    """Where images or texts come from."""
+    """Where media or texts come from."""
 
     datasets: tuple[str, ...]
     """Names of one data set, in the order to try."""
@@ -57,12 +61,14 @@ class Source(NamedTuple):
 
 
 def documents(task: str, settings: Settings) -> datasets.Dataset:
-    """A task's documents in the order of the draw: columns `id`, `image` (undecoded) and `text`.
+    """A task's documents in the order of the draw: columns `id`, `media` (undecoded) and `text`.
 
     Raises:
-        MIRError: data that cannot be found or read, a column that is not there, or fewer rows than
-            documents asked for.
+        MIRError: data that cannot be found or read, a column that is not there or holds another
+            modality, fewer rows than documents asked for, or no package that reads audio.
     """
+    if settings.mir_modality == "audio":
+        _soundfile()
     copy = _copy_of(task)
     drawn = _draw_documents(task, settings) if copy is None else _read_copy(copy, task, settings)
     if settings.mir_text_limit is None:
@@ -78,14 +84,14 @@ def first_words(text: str, count: int) -> str:
 
 
 def prepare(task: str, settings: Settings, folder: Path) -> Path:
-    """Write exactly the task's documents to `folder`/TASK.parquet, with their images' bytes.
+    """Write exactly the task's documents to `folder`/TASK.parquet, with their media's bytes.
 
     Raises:
         MIRError: as `documents`.
     """
     drawn = _draw_documents(task, settings)
-    cells = [_with_bytes(cell) for cell in drawn["image"]]
-    table = datasets.Dataset.from_dict({**drawn[:], "image": cells}, features=FEATURES).data.table
+    cells = [_with_bytes(cell) for cell in drawn["media"]]
+    table = datasets.Dataset.from_dict({**drawn[:], "media": cells}, features=FEATURES).data.table
     fixed = settings.model_dump_json(exclude=_FREE).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: fixed})
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,16 +123,16 @@ def _read_copy(path: Path, task: str, settings: Settings) -> datasets.Dataset:
 
 def _draw_documents(task: str, settings: Settings) -> datasets.Dataset:
     s = settings
-    images = Source(
-        _names(s.mir_image_dataset),
-        s.mir_image_column,
-        s.mir_image_split,
-        s.mir_image_config,
-        s.mir_image_id,
+    media = Source(
+        _names(s.mir_media_dataset),
+        s.mir_media_column,
+        s.mir_media_split,
+        s.mir_media_config,
+        s.mir_media_id,
     )
-    ids, rows, path = draw(task, images, count=s.mir_documents, seed=s.mir_seed)
+    ids, rows, path = draw(task, media, count=s.mir_documents, seed=s.mir_seed)
     if s.mir_text_dataset is None:
-        _check_column(rows, s.mir_text_column, images)
+        _check_column(rows, s.mir_text_column, media)
         texts = rows[s.mir_text_column]
     else:
         source = Source(
@@ -138,10 +144,13 @@ def _draw_documents(task: str, settings: Settings) -> datasets.Dataset:
         )
         text_ids, text_rows, _ = draw(task, source, count=s.mir_documents, seed=s.mir_seed)
         texts = text_rows[source.column]
-        ids = [f"{image_id}+{text_id}" for image_id, text_id in zip(ids, text_ids, strict=True)]
-    cells = [_image_cell(cell, path) for cell in rows[images.column]]
+        ids = [f"{media_id}+{text_id}" for media_id, text_id in zip(ids, text_ids, strict=True)]
+    for kind, feature in _COLUMNS.items():
+        if isinstance(rows.features[media.column], feature):
+            _check_modality(f"the column {media.column!r} of {path}", kind, s.mir_modality)
+    cells = [_media_cell(cell, path) for cell in rows[media.column]]
     return datasets.Dataset.from_dict(
-        {"id": ids, "image": cells, "text": [joined(text) for text in texts]}, features=FEATURES
+        {"id": ids, "media": cells, "text": [joined(text) for text in texts]}, features=FEATURES
     )
 
 
@@ -174,7 +183,7 @@ def in_draw_order(ids: Iterable[str], seed: int) -> list[str]:
 
 
 def load(task: str, source: Source) -> tuple[datasets.Dataset, str]:
-    """The rows of a source, images undecoded, and the path that they came from.
+    """The rows of a source, media undecoded, and the path that they came from.
 
     Raises:
         MIRError: no name of the data set can be read, or a column is not in it.
@@ -191,8 +200,9 @@ def load(task: str, source: Source) -> tuple[datasets.Dataset, str]:
             continue
         for column in filter(None, (source.column, source.id_column)):
             _check_column(rows, column, source)
-        if isinstance(rows.features[source.column], datasets.Image):
-            rows = rows.cast_column(source.column, datasets.Image(decode=False))
+        for feature in _COLUMNS.values():
+            if isinstance(rows.features[source.column], feature):
+                rows = rows.cast_column(source.column, feature(decode=False))
         return rows, path
     raise MIRError(
         f"{task}: data set {' or '.join(source.datasets)}, configuration {source.config or 'default'}, "
@@ -250,16 +260,31 @@ def _check_column(rows: datasets.Dataset, column: str, source: Source) -> None:
 
 
 def joined(text: str | list[str] | None) -> str:
-    """One text of one image: several captions are stripped and joined by one space."""
+    """One text of one document: several captions are stripped and joined by one space."""
     return text if isinstance(text, str) else " ".join(caption.strip() for caption in text or ())
 
 
-def _image_cell(cell: str | dict[str, Any], path: str) -> dict[str, Any]:
-    """Image cell of the `datasets` form; a string is a path relative to its data set."""
-    if isinstance(cell, dict):
-        return cell
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    return {"bytes": None, "path": str(folder / cell)}
+def _media_cell(cell: str | bytes | dict[str, Any], path: str) -> dict[str, Any]:
+    """Bytes and path of a file, of which one may be None; a string is a path beside its data set."""
+    if isinstance(cell, bytes):
+        return {"bytes": cell, "path": None}
+    if isinstance(cell, str):
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        return {"bytes": None, "path": str(folder / cell)}
+    if isinstance(cell, dict) and (cell.get("bytes") or cell.get("path")):
+        return {"bytes": cell.get("bytes"), "path": cell.get("path")}
+    raise MIRError(
+        f"{path}: a file, or the path of one, has to stand in each row of mir_media_column; found "
+        f"{type(cell).__name__} {str(cell)[:60]}"
+    )
+
+
+def _check_modality(name: str, kind: str, modality: str) -> None:
+    if kind != modality:
+        raise MIRError(
+            f"{name} holds {kind} and mir_modality is {modality}; set mir_modality: {kind}, or name "
+            f"another mir_media_dataset or mir_media_column"
+        )
 
 
 def _with_bytes(cell: dict[str, Any]) -> dict[str, Any]:
@@ -268,17 +293,83 @@ def _with_bytes(cell: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"bytes": Path(cell["path"]).read_bytes(), "path": Path(cell["path"]).name}
     except OSError as error:
-        raise MIRError(f"the image {cell['path']} cannot be read ({error})") from error
+        raise MIRError(f"the file {cell['path']} cannot be read ({error})") from error
 
 
-def open_visual(cell: dict[str, Any]) -> Image.Image | str:
-    """The picture of an undecoded image cell, or the path of a video as adapters take it."""
+def _source(cell: dict[str, Any]) -> io.BytesIO | str:
+    return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else str(cell["path"])
+
+
+def open_media(cell: dict[str, Any], modality: str) -> Image.Image | str | dict[str, Any]:
+    """What adapters take for an undecoded cell: an image, the path of a video, or audio.
+
+    Raises:
+        MIRError: the file is of another modality, or cannot be read.
+    """
+    kind = (mimetypes.guess_type(cell["path"] or "")[0] or "").partition("/")[0]
+    if kind in _COLUMNS:
+        _check_modality(cell["path"], kind, modality)
+    if modality == "image":
+        return open_image(cell)
+    return open_audio(cell) if modality == "audio" else open_video(cell)
+
+
+def open_video(cell: dict[str, Any]) -> str:
+    """The path of a video, which is written to a temporary file where the cell holds its bytes.
+
+    Raises:
+        MIRError: the video has no frame that can be read.
+    """
     path = cell["path"] or ""
-    if cell["bytes"] is None and (mimetypes.guess_type(path)[0] or "").startswith("video/"):
-        if not Path(path).is_file():
-            raise MIRError(f"there is no video {path}")
-        return path
-    return open_image(cell)
+    if cell["bytes"] is not None:
+        # Adapters tell videos from images by their ending.
+        name = hashlib.sha256(cell["bytes"]).hexdigest() + (Path(path).suffix or ".mp4")
+        file = Path(_temporary_videos().name, name)
+        if not file.exists():
+            file.write_bytes(cell["bytes"])
+        path = str(file)
+    try:
+        with av.open(path) as container:
+            next(container.decode(video=0))
+    except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
+        reason = "it has no frames" if isinstance(error, IndexError | StopIteration) else error
+        raise MIRError(f"the video cannot be read ({reason}); replace or leave out the file") from error
+    return path
+
+
+@functools.cache
+def _temporary_videos() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="mir_task_")
+
+
+def open_audio(cell: dict[str, Any]) -> dict[str, Any]:
+    """Audio as the harness's tasks give it: `array`, float32 [samples], and `sampling_rate` in Hz.
+
+    Channels are averaged.
+
+    Raises:
+        MIRError: the file cannot be read or holds no samples, or soundfile is not installed.
+    """
+    soundfile = _soundfile()
+    try:
+        samples, rate = soundfile.read(_source(cell), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError) as error:
+        reason = getattr(error, "error_string", error)  # without the address of a buffer
+        raise MIRError(f"the audio cannot be read ({reason}); replace or leave out the file") from error
+    if not len(samples):
+        raise MIRError("the audio holds no samples; replace or leave out the file")
+    return {"array": samples.mean(axis=1), "sampling_rate": rate}
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # the package, or its library
+        raise MIRError(
+            f"audio is read with soundfile, which is not there ({error}): pip install 'mir-task[audio]'"
+        ) from error
+    return soundfile
 
 
 def open_image(cell: dict[str, Any]) -> Image.Image:
@@ -290,8 +381,7 @@ def open_image(cell: dict[str, Any]) -> Image.Image:
     # The harness lets Pillow fill up truncated files, which would measure grey areas.
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-        with Image.open(source) as file:
+        with Image.open(_source(cell)) as file:
             image = to_rgb(ImageOps.exif_transpose(file))
             # Image processors take a side of 1 or 3 pixels for the colour channels.
             return image if min(image.size) > 3 else ImageOps.scale(image, 4, Image.Resampling.NEAREST)

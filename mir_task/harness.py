@@ -18,7 +18,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
-from mir_task.data import documents, open_visual
+from mir_task.data import documents, open_media
 from mir_task.distributed import all_gather, on_every_rank, world_size
 from mir_task.metric import MIRResult
 from mir_task.passes import Whole, measure_together
@@ -95,12 +95,12 @@ class MIRTask(ConfigurableTask):
             if not torch.distributed.is_initialized():
                 raise
             self._no_data = error
-            drawn = datasets.Dataset.from_dict({"id": [""], "text": [""], "image": [None]})
+            drawn = datasets.Dataset.from_dict({"id": [""], "text": [""], "media": [None]})
         self.dataset = datasets.DatasetDict({SPLIT: drawn})
-        self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("image")})
+        self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("media")})
 
     def test_docs(self) -> datasets.Dataset:
-        """Documents without their images, which only adapters ask for."""
+        """Documents without their media, which only adapters ask for."""
         return self.dataset_no_image[SPLIT]
 
     def _prepare_metric_and_aggregation(self) -> None:
@@ -115,8 +115,8 @@ class MIRTask(ConfigurableTask):
         return ""
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
-        """The document's image, or the path of its video."""
-        return [open_visual(doc["image"])]
+        """The document's image, the path of its video, or its audio, as `open_media` gives them."""
+        return [open_media(doc["media"], self.settings.mir_modality)]
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
         """The document's text alone, whatever the run says of few-shot examples."""
@@ -234,7 +234,7 @@ def _conclude(lm: lmms, task: MIRTask, whole: Whole) -> None:
     """Keep the task's result and write its report."""
     name = task.config.task
     task.result, measured = whole.result, whole.measured
-    warnings = measured.warnings(task.result)
+    warnings = measured.warnings(task.result, task.settings.mir_modality)
     for warning in warnings:
         logger.warning(f"{name}: {warning}")
     run = _run_of_the_harness()

@@ -18,6 +18,7 @@ from mir_task.distributed import stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.placement import Document
+from mir_task.settings import TOKENS
 
 
 class Counter(Protocol):
@@ -64,14 +65,14 @@ class Measurement:
         self.facts = self.facts or other.facts
         self.notes = self.notes or other.notes
 
-    def warnings(self, result: MIRResult) -> list[str]:
+    def warnings(self, result: MIRResult, modality: str) -> list[str]:
         """What a reader of the value should know."""
         found = list(self.notes)
         layer, size = result.layers[0], self.facts["hidden_size"]
-        for modality, tokens in (("vision", layer.vision_tokens), ("text", layer.text_tokens)):
+        for name, tokens in ((TOKENS[modality], layer.vision_tokens), ("text", layer.text_tokens)):
             if tokens <= size:  # n tokens have a covariance of rank n - 1
                 found.append(
-                    f"{tokens} {modality} tokens in {size} dimensions: their covariance is singular. "
+                    f"{tokens} {name} tokens in {size} dimensions: their covariance is singular. "
                     "The distance is exact for these tokens but biased upwards, so compare it only "
                     "at equal documents, or measure more of them"
                 )
@@ -100,6 +101,7 @@ def measure(
     meter: Counter,
     layers: Mapping[int, torch.device],
     *,
+    modality: str,
     placement: str | None,
     skip_failures: bool,
     name: str,
@@ -111,6 +113,7 @@ def measure(
         documents: in the order to run.
         meter: counts the documents.
         layers: numbers of the decoder layers that the meter counts, and where their rows go.
+        modality: of the documents, whose tokens are compared with those of the text.
         placement: of the text; the best that the adapter supports where None.
         skip_failures: go on after a document that cannot be measured.
         name: of the task, for the progress bar.
@@ -121,7 +124,7 @@ def measure(
     """
     run = _Run(meter, name=name, skip_failures=skip_failures)
     started = time.perf_counter()
-    with capturing(lm, layers) as capture:
+    with capturing(lm, layers, modality) as capture:
         adapter = Adapter(lm, capture, placement)
         queue = deque(run.within_context(adapter, documents))
         with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:

@@ -83,6 +83,7 @@ def measure_together(
                 [document for document in documents if document.id not in own.skipped],
                 meter,
                 {number: plan.devices[number] for number in numbers},
+                modality=settings.mir_modality,
                 placement=settings.mir_placement,
                 skip_failures=settings.mir_on_error == "skip",
                 name=name,

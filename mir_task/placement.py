@@ -7,6 +7,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 GENERATION = {"max_new_tokens": 1, "do_sample": False, "temperature": 0, "num_beams": 1}
+_TYPES: dict[type, str] = {str: "video", dict: "audio"}  # of the parts of a chat message
 
 
 class Document(NamedTuple):
@@ -19,8 +20,8 @@ class Document(NamedTuple):
     row: int
     """Index of the document's row in the split."""
     text: str
-    to_image: Callable[[dict[str, Any]], list[Any]]
-    """From a row of the split to its images."""
+    to_media: Callable[[dict[str, Any]], list[Any]]
+    """From a row of the split to its images, paths of videos, or audio (samples and their rate)."""
     counts: bool = True
     """False for the copies with which processes are filled up: run, but not counted."""
 
@@ -49,9 +50,9 @@ def _instance(lm: lmms, placement: str, document: Document) -> Instance:
     method: str
     arguments: tuple[Any, ...]
     if placement == "assistant_loglikelihood":
-        method, arguments = "loglikelihood", ("", document.text, document.to_image, *rest)
+        method, arguments = "loglikelihood", ("", document.text, document.to_media, *rest)
     elif lm.is_simple:
-        method, arguments = "generate_until", (document.text, generation, document.to_image, *rest)
+        method, arguments = "generate_until", (document.text, generation, document.to_media, *rest)
     else:
         messages = _messages(document, in_assistant_turn=placement == "assistant_chat")
         method, arguments = "generate_until", (document.text, messages, generation, *rest)
@@ -66,8 +67,8 @@ def _messages(
 
     def messages(row: dict[str, Any]) -> list[dict[str, Any]]:
         user = [
-            {"type": "video" if isinstance(visual, str) else "image", "url": visual}
-            for visual in document.to_image(row)
+            {"type": _TYPES.get(type(medium), "image"), "url": medium}
+            for medium in document.to_media(row)
         ]
         if not in_assistant_turn:
             return [{"role": "user", "content": [*user, text]}]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mir_task import __version__
 from mir_task.metric import MIRResult
+from mir_task.settings import TOKENS
 
 SCHEMA_VERSION = 1
 
@@ -18,13 +19,15 @@ def write_report(stem: Path, result: MIRResult, run: dict[str, Any]) -> list[Pat
     Args:
         stem: path without its suffix; folders are made.
         result: goes into the top level of the JSON, so that `MIRResult.from_dict` reads it.
-        run: what was measured and how; goes beside it. Its keys must not be the result's.
+        run: what was measured and how; goes beside it. Its keys must not be the result's, whose
+            `vision_*` are of the tokens of `settings.mir_modality`.
     """
     content = {"schema_version": SCHEMA_VERSION, **result.to_dict(), **run}
     data, plot = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
     write_json(data, content)
     partial = plot.with_name(f".partial.{plot.name}")
-    plot_layers(result, partial, title=f"{run['task']} · {'/'.join(run['model_name'].split('/')[-2:])}")
+    title = f"{run['task']} · {'/'.join(run['model_name'].split('/')[-2:])}"
+    plot_layers(result, partial, title=title, tokens=TOKENS[run["settings"]["mir_modality"]])
     os.replace(partial, plot)
     return [data, plot]
 
@@ -38,8 +41,15 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
-    """Draw F_k and its two terms, and the raw norms of both modalities, over the layers."""
+def plot_layers(result: MIRResult, path: Path, *, title: str, tokens: str) -> None:
+    """Draw F_k and its two terms, and the raw norms of both modalities, over the layers.
+
+    Args:
+        result: to draw.
+        path: of the image file.
+        title: above both panels.
+        tokens: what the tokens that are compared with text are called.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
@@ -61,7 +71,7 @@ def plot_layers(result: MIRResult, path: Path, *, title: str) -> None:
         label="covariance term",
     )
     distances.set_ylabel("Fréchet distance (text norm = 1)")
-    norms.plot(layers, [x.vision_norm for x in result.layers], "o-", ms=3, label="vision tokens")
+    norms.plot(layers, [x.vision_norm for x in result.layers], "o-", ms=3, label=f"{tokens} tokens")
     norms.plot(layers, [x.text_norm for x in result.layers], "s-", ms=3, label="text tokens")
     norms.set_ylabel("mean L2 norm")
     for axes in (distances, norms):

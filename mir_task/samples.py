@@ -156,7 +156,7 @@ def samples(
 
 def _first(lm: lmms, task: MIRTask, document: Document) -> tuple[dict[str, Any], int]:
     """What the model is, and how many tokens one document gives."""
-    with capturing(lm) as capture:
+    with capturing(lm, modality=task.settings.mir_modality) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
         ((_, outcome),) = adapter.run([document], probe=None)
         if not isinstance(outcome, Seen):
@@ -266,6 +266,7 @@ class _Run:
             [document for document in self.documents if document.id in needed],
             _Counter(meters, members),
             dict.fromkeys(numbers, budget.HOST),
+            modality=self.task.settings.mir_modality,
             placement=self.placement,
             skip_failures=False,
             name=self.task.name,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mir_task.errors import MIRError
 
@@ -13,14 +13,18 @@ _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
 """Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
 
+Modality = Literal["image", "video", "audio"]
+"""The medium of the documents, whose tokens are compared with those of the text."""
+TOKENS: dict[str, str] = {"image": "vision", "video": "video", "audio": "audio"}
+"""What the tokens of a modality are called where a person reads of them."""
 
 Placement = Literal["assistant_loglikelihood", "assistant_chat", "user_generate"]
 """Where a document's text stands in the prompt.
 
 - `assistant_loglikelihood`: text as the continuation of a log-likelihood request, which simple
   adapters put into the assistant turn; the prompt of the published code.
-- `assistant_chat`: image in the user turn, text in an assistant turn, of a chat adapter.
-- `user_generate`: image and text in the user turn.
+- `assistant_chat`: medium in the user turn, text in an assistant turn, of a chat adapter.
+- `user_generate`: medium and text in the user turn.
 """
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 
@@ -36,16 +40,20 @@ class Settings(BaseModel):
 
     mir_documents: int = Field(default=100, ge=1)
     """Documents drawn."""
+    mir_modality: Modality = "image"
+    """What the documents hold beside their text."""
     mir_seed: int = 0
     """Of the draw."""
-    mir_image_dataset: str | tuple[str, ...]
-    mir_image_config: str | None = None
-    mir_image_split: str = "train"
-    mir_image_column: str = "image"
-    mir_image_id: str | None = None
+    mir_media_dataset: str | tuple[str, ...]
+    """Source of the images, videos or audio."""
+    mir_media_config: str | None = None
+    mir_media_split: str = "train"
+    mir_media_column: str
+    """The modality's name where not given."""
+    mir_media_id: str | None = None
     """Column of the row's identity (rows of one identity are one); row numbers where not given."""
     mir_text_dataset: str | tuple[str, ...] | None = None
-    """Source of unpaired texts; without it the texts are a column of the images' rows."""
+    """Source of unpaired texts; without it the texts are a column of the media's rows."""
     mir_text_config: str | None = None
     mir_text_split: str = "train"
     mir_text_column: str = "text"
@@ -67,6 +75,11 @@ class Settings(BaseModel):
     mir_accelerator_memory: float | None = Field(default=None, ge=0)
     """GiB of each accelerator for statistics, which live on the host where they do not fit; half of what
     is free beside the model if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_the_modality(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        return {"mir_media_column": keys.get("mir_modality", "image"), **keys}
 
     @field_validator("mir_groups")
     @classmethod

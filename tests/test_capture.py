@@ -16,7 +16,7 @@ from mir_task.capture import (
     decode_text,
     find_decoder,
     longest_beginning,
-    vision_token_ids,
+    media_token_ids,
 )
 
 TEXTS = {
@@ -211,7 +211,7 @@ def test_rules_that_differ_are_an_error(model, processor) -> None:
     with HiddenStateCapture(Shifting()) as capture, torch.no_grad():
         capture.model(encoded["input_ids"])
     assert capture.take() == []
-    with pytest.raises(MIRError, match="mark 16 vision tokens, .* are 17; they differ at 1 position"):
+    with pytest.raises(MIRError, match="mark 16 positions, .* are 17; they differ at 1 position"):
         raise capture.failures[0]
 
 
@@ -340,8 +340,8 @@ def test_a_tokenizer_that_changes_text_is_followed() -> None:
     assert assign([prefill], {"d": "A  Boat."}, Lowering()) == {"d": prefill}
 
 
-def test_the_thinker_of_an_omni_model_is_the_decoder() -> None:
-    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+def omni_config():
+    from transformers import Qwen2_5OmniConfig
 
     text = {
         "hidden_size": 32,
@@ -354,22 +354,66 @@ def test_the_thinker_of_an_omni_model_is_the_decoder() -> None:
     }
     tower = {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
     audio = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
-    config = Qwen2_5OmniConfig(
+    return Qwen2_5OmniConfig(
         thinker_config={
             "text_config": text,
             "vision_config": {**tower, "out_hidden_size": 32},
-            "audio_config": {**audio, "output_dim": 32},
+            "audio_config": {**audio, "output_dim": 32, "num_mel_bins": 16},
             "image_token_index": 7,
+            "video_token_index": 8,
+            "audio_token_index": 9,
+            "vision_start_token_id": 20,
         },
         talker_config={**text, "head_dim": 16, "embedding_size": 32},
     )
+
+
+def test_the_thinker_of_an_omni_model_is_the_decoder() -> None:
+    from transformers import Qwen2_5OmniForConditionalGeneration
+
     with torch.device("meta"):
-        model = Qwen2_5OmniForConditionalGeneration(config)
+        model = Qwen2_5OmniForConditionalGeneration(omni_config())
     assert len(list(model.talker.model.layers)) == 3
     decoder = find_decoder(model)
     assert decoder.name.startswith("thinker.")
     assert decoder.module is model.get_submodule(decoder.name)
-    assert 7 in vision_token_ids(model)
+    assert media_token_ids(model, "image") == media_token_ids(model, "video") == {7, 8}
+    assert media_token_ids(model, "audio") == {9}
+
+
+@pytest.mark.parametrize(("modality", "placeholder"), [("image", 7), ("video", 7), ("audio", 9)])
+def test_media_of_two_kinds_in_one_sequence_are_told_apart(modality: str, placeholder: int) -> None:
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = Qwen2_5OmniThinkerForConditionalGeneration(omni_config().thinker_config).eval()
+    ids = torch.tensor([[20, *[7] * 4, 21, 22, *[9] * 10, *range(30, 50)]])
+    call = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(16, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "input_features": torch.randn(1, 16, 40),
+        "feature_attention_mask": torch.ones(1, 40, dtype=torch.int64),
+    }
+    with HiddenStateCapture(model, modality=modality) as capture, torch.no_grad():
+        states = model(**call, output_hidden_states=True).hidden_states[1:]
+    assert capture.failures == []
+    (prefill,) = capture.take()
+    assert prefill.vision_rule == "token_ids+provenance"
+    assert prefill.vision.equal(ids[0] == placeholder)
+    assert prefill.text_ids == list(range(30, 50))
+    wanted = [[state[0][mask] for state in states] for mask in (prefill.vision, prefill.text)]
+    assert_rows(prefill, *wanted)
+
+
+def test_ids_in_the_configuration_of_a_tower_are_found() -> None:
+    from transformers import Phi4MultimodalConfig
+
+    model = nn.Module()
+    model.config = Phi4MultimodalConfig(vision_config={}, audio_config={})
+    assert media_token_ids(model, "image") == {200010}
+    assert media_token_ids(model, "audio") == {200011}
 
 
 def test_a_model_without_a_decoder_is_refused() -> None:

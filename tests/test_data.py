@@ -1,16 +1,21 @@
 import io
 import json
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
+import scipy.io.wavfile
 from PIL import Image
 
 from mir_task import MIRError
-from mir_task.data import PACKAGE, documents, first_words, joined, open_image, prepare
+from mir_task.data import PACKAGE, documents, first_words, joined, open_image, open_media, prepare
 from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task
 from tests import hub
+from tests.zoo.qwen2_audio import tones
+from tests.zoo.video_llava import clips
 
 TASKS = ("mir_coco", "mir_coco_cnndm", "mir_textvqa")
 
@@ -33,7 +38,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 def cells(rows: datasets.Dataset) -> list[bytes]:
-    return [cell["bytes"] for cell in rows["image"]]
+    return [cell["bytes"] for cell in rows["media"]]
 
 
 class TestDraw:
@@ -60,7 +65,7 @@ class TestDraw:
             path.write_text(
                 "".join(json.dumps({"id": n, "image": "x.png", "text": "t"}) + "\n" for n in rows)
             )
-            keys = {"mir_image_dataset": str(path), "mir_image_id": "id", "mir_documents": len(rows)}
+            keys = {"mir_media_dataset": str(path), "mir_media_id": "id", "mir_documents": len(rows)}
             return list(documents("x", Settings.of_task("x", keys))["id"])
 
         whole = order(list(range(30)))
@@ -104,14 +109,14 @@ class TestTasks:
         assert documents(task, settings(task))[:] == wanted
         monkeypatch.delenv("MIR_TASK_DATA")
         name = "textvqa" if task == "mir_textvqa" else "COCO-Caption2017"
-        paths = {"mir_image_dataset": str(root / "lmms-lab" / name)}
+        paths = {"mir_media_dataset": str(root / "lmms-lab" / name)}
         if task != "mir_coco":
             paths["mir_text_dataset"] = str(root / "abisee" / "cnn_dailymail")
         assert documents(task, settings(task, **paths))[:] == wanted
 
     def test_other_splits_are_not_fetched(self, root) -> None:
         with pytest.raises(Exception, match=r"(?i)parquet|generat"):
-            documents("mir_coco", settings("mir_coco", mir_image_split="test"))
+            documents("mir_coco", settings("mir_coco", mir_media_split="test"))
 
 
 class TestCopies:
@@ -132,7 +137,7 @@ class TestCopies:
         monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path))
         rows = documents("mir_demo", settings("mir_demo"))
         assert list(rows["id"]) == list(wanted["id"])
-        assert open_image(rows[3]["image"]) == open_image(wanted[3]["image"])
+        assert open_image(rows[3]["media"]) == open_image(wanted[3]["media"])
 
     def test_a_copy_of_other_settings_is_refused(self, tmp_path, monkeypatch) -> None:
         prepare("mir_demo", settings("mir_demo", mir_documents=9), tmp_path)
@@ -160,15 +165,15 @@ class TestCopies:
 class TestBadSource:
     def test_missing_column(self, root) -> None:
         with pytest.raises(MIRError, match=r"textvqa has no column 'picture'; it has image_id, "):
-            documents("x", settings("mir_textvqa", mir_image_column="picture"))
+            documents("x", settings("mir_textvqa", mir_media_column="picture"))
 
     def test_missing_split(self, root) -> None:
         with pytest.raises(MIRError, match="has no split 'dev'; it has val, test"):
-            documents("x", settings("mir_coco", mir_image_split="dev"))
+            documents("x", settings("mir_coco", mir_media_split="dev"))
 
     def test_missing_file(self) -> None:
         with pytest.raises(MIRError, match="x: data set nowhere.jsonl, .* cannot be read"):
-            documents("x", settings("mir_demo", mir_image_dataset="nowhere.jsonl"))
+            documents("x", settings("mir_demo", mir_media_dataset="nowhere.jsonl"))
 
 
 def test_first_words_keeps_what_stands_between() -> None:
@@ -252,11 +257,140 @@ class TestImages:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+class TestVideosAndAudio:
+    def settings(self, source, modality: str) -> Settings:
+        return Settings.of_task(
+            "x",
+            {"mir_media_dataset": str(source), "mir_modality": modality, "mir_documents": 6},
+        )
+
+    def test_the_column_is_named_by_the_modality(self) -> None:
+        of = {kind: self.settings("x.jsonl", kind) for kind in ("image", "video", "audio")}
+        assert {kind: settings.mir_media_column for kind, settings in of.items()} == {k: k for k in of}
+        named = Settings.of_task("x", {"mir_media_dataset": "x", "mir_media_column": "clip"})
+        assert named.mir_media_column == "clip"
+
+    def test_channels_are_averaged(self, tmp_path) -> None:
+        wave = np.random.default_rng(0).integers(-9_000, 9_000, (800, 2)).astype(np.int16)
+        scipy.io.wavfile.write(tmp_path / "a.wav", 8_000, wave)
+        audio = open_media({"bytes": None, "path": str(tmp_path / "a.wav")}, "audio")
+        assert audio["sampling_rate"] == 8_000
+        assert audio["array"].dtype == np.float32
+        np.testing.assert_allclose(audio["array"], wave.mean(1) / 2**15, atol=1e-6)
+
+    def test_a_copy_carries_audio(self, tmp_path, monkeypatch) -> None:
+        keys = self.settings(tones(tmp_path)["mir_media_dataset"], "audio")
+        wanted = [open_media(cell, "audio") for cell in documents("x", keys)["media"]]
+        prepare("x", keys, tmp_path / "carried")
+        for path in tmp_path.glob("*.wav"):
+            path.unlink()
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path / "carried"))
+        for cell, audio in zip(documents("x", keys)["media"], wanted, strict=True):
+            assert open_media(cell, "audio")["array"].tobytes() == audio["array"].tobytes()
+
+    def test_a_copy_carries_videos_which_are_written_once(self, tmp_path, monkeypatch) -> None:
+        keys = self.settings(clips(tmp_path)["mir_media_dataset"], "video")
+        paths = [open_media(cell, "video") for cell in documents("x", keys)["media"]]
+        wanted = [Path(path).read_bytes() for path in paths]
+        assert len({*wanted}) == 6
+        prepare("x", keys, tmp_path / "carried")
+        for path in paths:
+            Path(path).unlink()
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path / "carried"))
+        cells = documents("x", keys)["media"]
+        written = [Path(open_media(cell, "video")) for cell in cells]
+        assert [path.read_bytes() for path in written] == wanted
+        assert {path.suffix for path in written} == {".mp4"}
+        before = [path.stat().st_mtime_ns for path in written]
+        assert [Path(open_media(cell, "video")) for cell in cells] == written
+        assert [path.stat().st_mtime_ns for path in written] == before
+
+    @pytest.mark.parametrize("modality", ["image", "video", "audio"])
+    def test_columns_of_the_hub(self, tmp_path, modality: str) -> None:
+        write = {"image": None, "video": clips, "audio": tones}[modality]
+        if write:
+            write(tmp_path)
+        suffix = {"image": "jpg", "video": "mp4", "audio": "wav"}[modality]
+        folder = PACKAGE / "demo" / "images" if modality == "image" else tmp_path
+        contents = [path.read_bytes() for path in sorted(folder.glob(f"*.{suffix}"))[:6]]
+        kind = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}[modality]
+        features = datasets.Features({modality: kind(decode=False), "text": datasets.Value("string")})
+        table = pyarrow.table(
+            {
+                modality: [{"bytes": content, "path": None} for content in contents],
+                "text": ["t"] * 6,
+            },
+            schema=features.arrow_schema,
+        )
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+        rows = documents("x", self.settings(tmp_path / "rows.parquet", modality))
+        assert sorted(cell["bytes"] for cell in rows["media"]) == sorted(contents)
+        for cell in rows["media"]:
+            open_media(cell, modality)
+        other = "audio" if modality == "image" else "image"
+        keys = {
+            **self.settings(tmp_path / "rows.parquet", other).model_dump(),
+            "mir_media_column": modality,
+        }
+        message = f"holds {modality} and mir_modality is {other}; set mir_modality: {modality}, or"
+        with pytest.raises(MIRError, match=message):
+            documents("x", Settings.of_task("x", keys))
+
+    @pytest.mark.parametrize(
+        ("modality", "name", "content", "message"),
+        [
+            ("audio", "a.wav", b"not a sound", "the audio cannot be read .Format not recognised"),
+            ("audio", "a.wav", b"", "the audio cannot be read"),
+            ("audio", "a.wav", None, "the audio cannot be read .*System error"),
+            ("audio", "a.png", b"", "a.png holds image and mir_modality is audio"),
+            ("audio", "a.mp4", b"", "a.mp4 holds video and mir_modality is audio"),
+            ("image", "a.mp4", b"", "a.mp4 holds video and mir_modality is image; set mir_modality"),
+            ("video", "a.mp4", b"not a video", "the video cannot be read .*Invalid data"),
+            ("video", "a.mp4", b"", "the video cannot be read"),
+            ("video", "a.mp4", None, "the video cannot be read .*No such file"),
+            ("video", "a.jpg", b"", "a.jpg holds image and mir_modality is video"),
+        ],
+    )
+    def test_a_file_that_does_not_do(self, tmp_path, modality, name, content, message: str) -> None:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(MIRError, match=message):
+            open_media({"bytes": None, "path": str(path)}, modality)
+        if content is not None:
+            with pytest.raises(MIRError, match=message):
+                open_media({"bytes": content, "path": name}, modality)
+
+    def test_audio_without_samples(self, tmp_path) -> None:
+        scipy.io.wavfile.write(tmp_path / "a.wav", 8_000, np.zeros(0, np.int16))
+        with pytest.raises(MIRError, match="the audio holds no samples; replace or leave out"):
+            open_media({"bytes": None, "path": str(tmp_path / "a.wav")}, "audio")
+
+    def test_a_video_without_frames(self, tmp_path) -> None:
+        scipy.io.wavfile.write(tmp_path / "sound", 8_000, np.zeros(800, np.int16))
+        with pytest.raises(MIRError, match="the video cannot be read .it has no frames"):
+            open_media({"bytes": None, "path": str(tmp_path / "sound")}, "video")
+
+    def test_a_cell_without_a_file(self, tmp_path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"audio": [0.1, 0.2], "text": "t"}\n' * 6)
+        keys = Settings.of_task(
+            "x", {"mir_media_dataset": str(path), "mir_modality": "audio", "mir_documents": 1}
+        )
+        with pytest.raises(MIRError, match=r"a file, .* in each row of mir_media_column; found list"):
+            documents("x", keys)
+
+    def test_soundfile_that_is_missing_is_named(self, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+        with pytest.raises(MIRError, match=r"pip install 'mir-task\[audio\]'"):
+            documents("x", self.settings("nowhere.jsonl", "audio"))
+
+
 def test_data_in_ordinary_shapes(tmp_path) -> None:
     photograph().save(tmp_path / "a.png")
     (tmp_path / "rows.csv").write_text("id,image,text\n7,a.png,hello\n8,a.png,\n")
-    keys = {"mir_image_dataset": str(tmp_path / "rows.csv"), "mir_image_id": "id", "mir_documents": 2}
+    keys = {"mir_media_dataset": str(tmp_path / "rows.csv"), "mir_media_id": "id", "mir_documents": 2}
     rows = {row["id"]: row for row in documents("x", Settings.of_task("x", keys))}
     assert rows["7"]["text"] == "hello"
     assert rows["8"]["text"] == ""
-    assert open_image(rows["7"]["image"]).size == photograph().size
+    assert open_image(rows["7"]["media"]).size == photograph().size

@@ -198,8 +198,8 @@ def documents(tmp_path):
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {
             "mir_base": None,
-            "mir_image_dataset": str(source),
-            "mir_image_id": "id",
+            "mir_media_dataset": str(source),
+            "mir_media_id": "id",
             "mir_documents": len(texts),
             "mir_groups": 0,
         }

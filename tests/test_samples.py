@@ -30,7 +30,7 @@ def separate(llava, tmp_path_factory):
     def run(draw: int, size: int) -> float:
         chosen = in_draw_order(rows["id"], draw)[:size]
         lines = [
-            {"id": row["id"], "image": row["image"]["path"], "text": row["text"]}
+            {"id": row["id"], "image": row["media"]["path"], "text": row["text"]}
             for row in rows
             if row["id"] in chosen
         ]
@@ -38,7 +38,7 @@ def separate(llava, tmp_path_factory):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         task = harness.task(
             mir_base="mir_demo",
-            mir_image_dataset=str(path),
+            mir_media_dataset=str(path),
             mir_text_dataset=None,
             mir_documents=size,
             mir_groups=0,

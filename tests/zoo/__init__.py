@@ -61,11 +61,18 @@ def layer_inputs(path: str) -> Callable[[Any, Call], list[Tensor]]:
     return states
 
 
-def image_tokens(model: Any, call: Call) -> Tensor:
-    """Vision positions [L] by the placeholder's id in the configuration."""
-    names = ("image_token_id", "image_token_index")
-    (token_id, *_) = [i for name in names if (i := getattr(model.config, name, None)) is not None]
-    return call["input_ids"][0] == token_id
+def placeholders(modality: str) -> Callable[[Any, Call], Tensor]:
+    """Positions [L] of a modality's placeholder by its id in the configuration."""
+
+    def positions(model: Any, call: Call) -> Tensor:
+        names = (f"{modality}_token_id", f"{modality}_token_index")
+        (token_id, *_) = [i for name in names if (i := getattr(model.config, name, None)) is not None]
+        return call["input_ids"][0] == token_id
+
+    return positions
+
+
+image_tokens = placeholders("image")
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Row:
     vision: Callable[[Any, Call], Tensor] = image_tokens
     """Independent vision positions: bool [L]."""
     count: Callable[[Any, Any], int] | None = None
-    """The processor's own count of an image's vision tokens; `count_by_processor` where None."""
+    """The processor's own count of the tokens of an image (or another medium, as the task opens it);
+    `count_by_processor` where None."""
     folder: str = "model"
     """Name of the checkpoint's folder, which some adapters go by."""
     refused: str = ""
@@ -160,8 +168,17 @@ class Measured:
     """Vision positions of the independent computation, a document each."""
 
 
-def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
+def measure(
+    row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch, load: Any = harness.load
+) -> Measured:
     """Run a row through the harness, and once more independently.
+
+    Args:
+        row: to run.
+        checkpoint: that it made.
+        output: folder for the side file.
+        monkeypatch: undone before the independent computation.
+        load: from a checkpoint, and arguments as of `harness.load`, to the adapter.
 
     Raises:
         MIRError: the row cannot be measured.
@@ -173,7 +190,7 @@ def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.Monkey
         name: value.format(checkpoint=checkpoint) if isinstance(value, str) else value
         for name, value in row.arguments.items()
     }
-    lm = harness.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
+    lm = load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
     assert lm.is_simple == (row.kind == "simple")
     received = harness.Received(row.transformers_class, monkeypatch)
     task = harness.task(**row.task(checkpoint.parent))

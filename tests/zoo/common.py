@@ -48,6 +48,13 @@ def text_settings(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+def with_videos(template: str, mark: str) -> str:
+    """The chat template of the demo, with `mark` where a video stands."""
+    return template.replace(
+        "else part['text']", f"else '{mark}' if part['type'] == 'video' else part['text']"
+    )
+
+
 def count_expanded(processor: Any, image: Any) -> int:
     """Vision tokens of a PIL image: the placeholders into which the processor expands one."""
     ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]

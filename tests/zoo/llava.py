@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, make_llava, train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import save, text_settings
+from tests.zoo.common import save, text_settings, with_videos
 
 TILE = {"height": 56, "width": 56}
 GRIDS = [[56, 112], [112, 56], [112, 112]]
@@ -90,7 +90,7 @@ def llava_onevision(folder: Path) -> Path:
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=with_videos(CHAT_TEMPLATE, "<video>\\n"),
     )
     return save(LlavaOnevisionForConditionalGeneration, config, processor, folder)
 

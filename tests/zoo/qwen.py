@@ -39,8 +39,9 @@ def checkpoint(
         image_processor=transformers.Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,
         video_processor=video_processor(patch_size=patch),
-        chat_template=CHAT_TEMPLATE.replace(
-            "'<image>\n'", "'<|vision_start|><|image_pad|><|vision_end|>'"
+        chat_template=common.with_videos(
+            CHAT_TEMPLATE.replace("'<image>\n'", "'<|vision_start|><|image_pad|><|vision_end|>'"),
+            "<|vision_start|><|video_pad|><|vision_end|>",
         ),
     )
     model_class = getattr(transformers, f"{name}ForConditionalGeneration")

@@ -67,10 +67,15 @@ def clips(folder: Path) -> dict[str, Any]:
                 picture = av.VideoFrame.from_ndarray(np.roll(frame, step, axis=1), format="rgb24")
                 file.mux(stream.encode(picture))
             file.mux(stream.encode())
-    rows = [{"id": f"v{n}", "image": f"{n}.mp4", "text": text} for n, text in enumerate(texts)]
+    rows = [{"id": f"v{n}", "video": f"{n}.mp4", "text": text} for n, text in enumerate(texts)]
     source = folder / "clips.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return {"mir_base": None, "mir_image_dataset": str(source), "mir_image_id": "id"}
+    return {
+        "mir_base": None,
+        "mir_modality": "video",
+        "mir_media_dataset": str(source),
+        "mir_media_id": "id",
+    }
 
 
 ROWS = [
