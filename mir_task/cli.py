@@ -9,7 +9,15 @@ import click
 
 from mir_task import __version__
 from mir_task.errors import MIRError
-from mir_task.settings import PLACEMENTS, Settings, mir_keys, packaged_tasks, read_task, tasks_in
+from mir_task.settings import (
+    PLACEMENTS,
+    TASK_CONFIGS,
+    Settings,
+    mir_keys,
+    packaged_tasks,
+    read_task,
+    tasks_in,
+)
 
 _SIZES = "1,5,10,20,50,100,200,500,800,1000"
 
@@ -190,6 +198,25 @@ def samples(
     if output_path is not None:
         content = {"task": task, "model": model, "model_args": model_args, **taken.to_dict()}
         click.echo(write_json(output_path / f"samples_{task}.json", content))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def robustness(folder: Path) -> None:
+    """How far MIR moves with its input, from the side files in FOLDER and below.
+
+    Of the tasks of the group mir_robustness: each value, and range and standard deviation over each set.
+    """
+    from mir_task.results import read_reports
+    from mir_task.robustness import tables
+
+    reports, faults = read_reports(folder)
+    for path, fault in faults.items():
+        click.echo(f"left out {path}: {fault}", err=True)
+    text = tables(reports, TASK_CONFIGS)
+    if not text:
+        raise MIRError(f"no side file of a task of mir_robustness is in {folder}: run lmms-eval first")
+    click.echo(text)
 
 
 @main.command()

@@ -41,11 +41,14 @@ _METADATA_KEY = b"mir_task"
 _FREE = {
     "mir_documents",
     "mir_text_limit",
+    "mir_text_rows",
     "mir_placement",
     "mir_outliers",
     "mir_on_error",
     "mir_late_outliers",
     "mir_groups",
+    "mir_host_memory",
+    "mir_accelerator_memory",
 }
 
 

@@ -18,7 +18,7 @@ from mir_task.distributed import stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.placement import Document
-from mir_task.settings import TOKENS
+from mir_task.settings import TOKENS, Settings
 
 
 class Counter(Protocol):
@@ -100,10 +100,7 @@ def measure(
     documents: Iterable[Document],
     meter: Counter,
     layers: Mapping[int, torch.device],
-    *,
-    modality: str,
-    placement: str | None,
-    skip_failures: bool,
+    settings: Settings,
     name: str,
 ) -> Measurement:
     """Run documents through the adapter and count them.
@@ -113,19 +110,17 @@ def measure(
         documents: in the order to run.
         meter: counts the documents.
         layers: numbers of the decoder layers that the meter counts, and where their rows go.
-        modality: of the documents, whose tokens are compared with those of the text.
-        placement: of the text; the best that the adapter supports where None.
-        skip_failures: go on after a document that cannot be measured.
+        settings: of the task.
         name: of the task, for the progress bar.
 
     Raises:
         MIRError: the adapter or model cannot be measured, or a document where failures are not
             skipped, named by its id.
     """
-    run = _Run(meter, name=name, skip_failures=skip_failures)
+    run = _Run(meter, settings, name)
     started = time.perf_counter()
-    with capturing(lm, layers, modality) as capture:
-        adapter = Adapter(lm, capture, placement)
+    with capturing(lm, layers, settings.mir_modality) as capture:
+        adapter = Adapter(lm, capture, settings.mir_placement)
         queue = deque(run.within_context(adapter, documents))
         with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:
             while queue:
@@ -158,11 +153,12 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Run:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, meter: Counter, *, name: str, skip_failures: bool) -> None:
+    def __init__(self, meter: Counter, settings: Settings, name: str) -> None:
         self.meter = meter
         self.done = Measurement()
         self.name = name
-        self.skip_failures = skip_failures
+        self.skip_failures = settings.mir_on_error == "skip"
+        self.text_rows = settings.mir_text_rows
 
     def reject(self, document: Document, rejected: Rejected) -> None:
         message = f"document {document.id!r}: {rejected.reason}"
@@ -178,10 +174,16 @@ class _Run:
         if adapter.context is not None and tokens > adapter.context:
             self.reject(document, Rejected(f"{tokens} tokens are {_beyond(adapter.context)}"))
             return
+        text_tokens = int(prefill.text.sum())
+        if self.text_rows is not None and text_tokens < self.text_rows:
+            reason = f"{text_tokens} text tokens, {self.text_rows} were asked for: lower mir_text_rows"
+            self.reject(document, Rejected(reason))
+            return
         if not document.counts:
             return
+        text_rows = [rows[: self.text_rows] for rows in prefill.text_rows]
         try:
-            self.meter.update(document.id, prefill.vision_rows, prefill.text_rows, group=document.row)
+            self.meter.update(document.id, prefill.vision_rows, text_rows, group=document.row)
         except MIRError as error:
             reason = str(error).removeprefix(f"document {document.id!r}: ")
             self.reject(document, Rejected(reason))
@@ -191,7 +193,7 @@ class _Run:
             "row": document.row,
             "tokens": tokens,
             "vision_tokens": int(prefill.vision.sum()),
-            "text_tokens": int(prefill.text.sum()),
+            "text_tokens": len(text_rows[0]),
             "characters_cut": seen.characters_cut,
             "text_span": decode_text(prefill, adapter.tokenizer),
             "vision_rule": prefill.vision_rule,

@@ -83,10 +83,8 @@ def measure_together(
                 [document for document in documents if document.id not in own.skipped],
                 meter,
                 {number: plan.devices[number] for number in numbers},
-                modality=settings.mir_modality,
-                placement=settings.mir_placement,
-                skip_failures=settings.mir_on_error == "skip",
-                name=name,
+                settings,
+                name,
             )
             own.merge(part)
             own.seconds += part.seconds

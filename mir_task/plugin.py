@@ -5,9 +5,13 @@ before any `TaskManager` exists, and its payload may be a callable that names no
 while the harness's own modules are still being imported, so this module imports none of them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
+from mir_task.errors import MIRError
 from mir_task.settings import TASK_CONFIGS
 
 yaml_paths: dict[str, Path] = {}
@@ -46,14 +50,45 @@ def register() -> list[Any]:
         )
         return index
 
-    load = TaskManager.load_task_or_group
+    load_all = TaskManager.load_task_or_group
+    load_one = TaskManager._load_individual_task_or_group
+    failures: list[MIRError] = []
+
+    def or_nothing(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        # A task that cannot be loaded takes no other task with it.
+        try:
+            loaded = dict(load_one(self, *args, **kwargs))
+            return {name: task for name, task in loaded.items() if task != {}}
+        except MIRError as error:
+            logger.error(f"a MIR task is left out: {error}")
+            failures.append(error)
+            return {}
 
     def with_mir_first(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         # A benchmark that crashes later then takes no MIR with it.
-        tasks = load(self, *args, **kwargs)
-        return dict(sorted(tasks.items(), key=lambda item: not hasattr(item[1], "mir_first")))
+        failures.clear()
+        tasks = load_all(self, *args, **kwargs)
+        if failures and not any(_tasks(tasks)):
+            raise failures[0]
+        return dict(sorted(tasks.items(), key=lambda item: not _mir_first(item[1])))
 
+    TaskManager._load_individual_task_or_group = or_nothing
     TaskManager.load_task_or_group = with_mir_first
     lmms.mir_prefill = mir_prefill
     TaskManager.initialize_tasks = with_mir_tasks
     return []
+
+
+def _mir_first(loaded: Any) -> bool:
+    """Of a task, or of the tasks of a group."""
+    tasks = _tasks(loaded) if isinstance(loaded, dict) else [loaded]
+    return all(hasattr(task, "mir_first") for task in tasks)
+
+
+def _tasks(loaded: dict[Any, Any]) -> Iterator[Any]:
+    """The tasks of groups in groups."""
+    for value in loaded.values():
+        if isinstance(value, dict):
+            yield from _tasks(value)
+        else:
+            yield value

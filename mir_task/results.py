@@ -41,6 +41,24 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+def read_reports(folder: Path) -> tuple[list[dict[str, Any]], dict[Path, str]]:
+    """The side files in a folder and below, oldest first, and what is wrong with those left out."""
+    reports, faults = [], {}
+    for path in sorted(folder.rglob("*_mir_*.json"), key=lambda path: path.name):
+        try:
+            report = json.loads(path.read_text("utf-8"))
+            if report["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(
+                    f"its schema_version is {report['schema_version']}, not {SCHEMA_VERSION}"
+                )
+            MIRResult.from_dict(report)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            faults[path] = f"{type(error).__name__}: {error}"
+        else:
+            reports.append(report)
+    return reports, faults
+
+
 def plot_layers(result: MIRResult, path: Path, *, title: str, tokens: str) -> None:
     """Draw F_k and its two terms, and the raw norms of both modalities, over the layers.
 

@@ -189,7 +189,8 @@ class _Run:
         self.lm = lm
         self.task = task
         self.documents = documents
-        self.placement = facts["placement"]
+        found = {"mir_placement": facts["placement"], "mir_on_error": "stop"}
+        self.settings = task.settings.model_copy(update=found)
         self.shape = budget.Shape(facts["hidden_size"], getattr(torch, facts["hidden_dtype"]).itemsize)
         self.samples = {
             Sample(draw, size): frozenset(order[:size])
@@ -250,9 +251,8 @@ class _Run:
                 self._measured(sample, meter)
 
     def _meter(self, numbers: tuple[int, ...]) -> MIRMeter:
-        settings = self.task.settings
-        late = "raise" if settings.mir_late_outliers == "second_pass" else "count"
-        return MIRMeter(outliers=settings.mir_outliers, late=late, numbers=numbers)
+        late = "raise" if self.settings.mir_late_outliers == "second_pass" else "count"
+        return MIRMeter(outliers=self.settings.mir_outliers, late=late, numbers=numbers)
 
     def _pass(
         self,
@@ -266,10 +266,8 @@ class _Run:
             [document for document in self.documents if document.id in needed],
             _Counter(meters, members),
             dict.fromkeys(numbers, budget.HOST),
-            modality=self.task.settings.mir_modality,
-            placement=self.placement,
-            skip_failures=False,
-            name=self.task.name,
+            self.settings,
+            self.task.name,
         )
 
     def _measured(self, sample: Sample, meter: MIRMeter) -> None:

@@ -60,6 +60,8 @@ class Settings(BaseModel):
     mir_text_id: str | None = None
     mir_text_limit: int | None = Field(default=None, ge=1)
     """Words of a text that are kept, from its beginning; all where not given."""
+    mir_text_rows: int | None = Field(default=None, ge=1)
+    """Text tokens of a document that count, the first after its medium; all where not given."""
     mir_placement: Placement | None = None
     """Where the text stands; the best that the adapter supports where not given."""
     mir_outliers: Literal["replace", "drop"] = "replace"
@@ -119,6 +121,12 @@ def tasks_in(folder: Path) -> dict[str, Path]:
     """YAML file of each MIR task in a folder and below, by the task's name."""
     configs = {path: _read(path) for path in sorted(folder.rglob("*.yaml"))}
     return {config["task"]: path for path, config in configs.items() if mir_keys(config)}
+
+
+def groups_in(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the tasks, or of groups, in each group of a folder's YAML files."""
+    configs = [_read(path) for path in sorted(folder.rglob("*.yaml"))]
+    return {config["group"]: tuple(config["task"]) for config in configs if "group" in config}
 
 
 def with_base(

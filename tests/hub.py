@@ -106,3 +106,74 @@ def cnn_dailymail(root: Path, name: str = "abisee/cnn_dailymail", rows: int = 11
     _not_to_be_read(folder / "3.0.0", "train")
     _not_to_be_read(folder / "3.0.0", "test")
     _card(folder, "3.0.0", {split: f"3.0.0/{split}-*" for split in ("train", "validation", "test")})
+
+
+def docvqa(root: Path, name: str = "lmms-lab-encoder/DocVQA", pages: int = 102) -> None:
+    """Each page stands in two rows, as a second question on it."""
+    folder, rows = root / name, 2 * pages
+    _write(
+        folder / "DocVQA",
+        "validation",
+        {
+            "questionId": [str(49153 + n) for n in range(rows)],
+            "question": ["What is the title?"] * rows,
+            "question_types": [["layout"]] * rows,
+            "image": [row for row in _rows(pages) for _ in range(2)],
+            "docId": [14465 + n // 2 for n in range(rows)],
+            "ucsf_document_id": ["pybv0228"] * rows,
+            "ucsf_document_page_no": [str(n // 2) for n in range(rows)],
+            "answers": [["nothing"]] * rows,
+            "data_split": ["val"] * rows,
+        },
+        image="image",
+    )
+    _not_to_be_read(folder / "DocVQA", "test")
+    _card(folder, "DocVQA", {split: f"DocVQA/{split}-*" for split in ("validation", "test")})
+
+
+def chartqa(root: Path, name: str = "lmms-lab-encoder/ChartQA", rows: int = 102) -> None:
+    folder = root / name
+    columns = {
+        "type": ["human_test"] * rows,
+        "question": ["How many?"] * rows,
+        "answer": ["14"] * rows,
+        "image": _rows(rows),
+    }
+    _write(folder / "data", "test", columns, image="image")
+    _card(folder, "default", {"test": "data/test-*"})
+
+
+def mail(root: Path, name: str = "Yale-LILY/aeslc", rows: int = 110) -> None:
+    folder = root / name
+    bodies = [f"Dear {n},\n{PASSAGES[n % 100]}\nThanks" for n in range(rows)]
+    columns = {"email_body": bodies, "subject_line": ["Meeting"] * rows}
+    _write(folder / "data", "validation", columns)
+    _not_to_be_read(folder / "data", "train")
+    _not_to_be_read(folder / "data", "test")
+    _card(folder, "default", {s: f"data/{s}-*" for s in ("train", "validation", "test")})
+
+
+def code(root: Path, name: str = "google/code_x_glue_ct_code_to_text", rows: int = 110) -> None:
+    folder = root / name
+    functions = [
+        f"def read_{n}(path):\n    return open(path + '{n}').read()  # {PASSAGES[n % 100]}"
+        for n in range(rows)
+    ]
+    columns = {
+        "id": list(range(rows)),
+        "repo": ["owner/name"] * rows,
+        "path": ["name/io.py"] * rows,
+        "func_name": [f"read_{n}" for n in range(rows)],
+        "original_string": functions,
+        "language": ["python"] * rows,
+        "code": functions,
+        "code_tokens": [["def"]] * rows,
+        "docstring": ["Reads."] * rows,
+        "docstring_tokens": [["Reads"]] * rows,
+        "sha": ["0" * 40] * rows,
+        "url": [""] * rows,
+    }
+    _write(folder / "python", "validation", columns)
+    _not_to_be_read(folder / "python", "train")
+    _not_to_be_read(folder / "python", "test")
+    _card(folder, "python", {s: f"python/{s}-*" for s in ("train", "validation", "test")})
