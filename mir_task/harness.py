@@ -18,8 +18,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
-from mir_task.data import documents, open_media
+from mir_task.data import documents
 from mir_task.distributed import all_gather, on_every_rank, world_size
+from mir_task.media import open_media
 from mir_task.metric import MIRResult
 from mir_task.passes import Whole, measure_together
 from mir_task.placement import Document

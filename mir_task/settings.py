@@ -58,6 +58,8 @@ class Settings(BaseModel):
     mir_text_split: str = "train"
     mir_text_column: str = "text"
     mir_text_id: str | None = None
+    mir_pairing: Literal["crossed", "by_id"] = "crossed"
+    """How texts of a second source go with media: the i-th drawn of each, or those of one id."""
     mir_text_limit: int | None = Field(default=None, ge=1)
     """Words of a text that are kept, from its beginning; all where not given."""
     mir_text_rows: int | None = Field(default=None, ge=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 
-from mir_task.data import PACKAGE
+from mir_task.sources import PACKAGE
 
 DEMO = PACKAGE / "demo"
 IMAGES = sorted((DEMO / "images").glob("*.jpg"))

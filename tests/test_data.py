@@ -11,8 +11,10 @@ import scipy.io.wavfile
 from PIL import Image
 
 from mir_task import MIRError
-from mir_task.data import PACKAGE, documents, first_words, joined, open_image, open_media, prepare
+from mir_task.data import documents, first_words, joined, prepare
+from mir_task.media import open_image, open_media
 from mir_task.settings import Settings, mir_keys, packaged_tasks, read_task
+from mir_task.sources import PACKAGE
 from tests import hub
 from tests.zoo.qwen2_audio import tones
 from tests.zoo.video_llava import clips
@@ -164,15 +166,17 @@ class TestCopies:
 
 class TestBadSource:
     def test_missing_column(self, root) -> None:
-        with pytest.raises(MIRError, match=r"textvqa has no column 'picture'; it has image_id, "):
+        with pytest.raises(
+            MIRError, match=r"mir_media_column is 'picture', .*textvqa does .* image_id, "
+        ):
             documents("x", settings("mir_textvqa", mir_media_column="picture"))
 
     def test_missing_split(self, root) -> None:
-        with pytest.raises(MIRError, match="has no split 'dev'; it has val, test"):
+        with pytest.raises(MIRError, match="mir_media_split is 'dev', which .* it has val, test"):
             documents("x", settings("mir_coco", mir_media_split="dev"))
 
     def test_missing_file(self) -> None:
-        with pytest.raises(MIRError, match="x: data set nowhere.jsonl, .* cannot be read"):
+        with pytest.raises(MIRError, match="x: mir_media_dataset nowhere.jsonl, .* cannot be read"):
             documents("x", settings("mir_demo", mir_media_dataset="nowhere.jsonl"))
 
 

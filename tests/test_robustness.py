@@ -74,7 +74,8 @@ def test_all_sets_by_the_command_and_their_table(llava, data, tmp_path) -> None:
     command = ["lmms-eval", "--model", "llava_hf", "--model_args", arguments, "--limit", "4"]
     environment = {"MIR_TASK_DATA": str(data), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     output = tmp_path / "out"
-    print(run(*command, "--tasks", "mir_robustness", "--output_path", str(output), cwd=tmp_path, **environment))
+    options = ("--tasks", "mir_robustness", "--output_path", str(output))
+    run(*command, *options, cwd=tmp_path, **environment)
     scores = results(output)
     groups = groups_in(TASK_CONFIGS)
     tasks = {task for name in SETS for task in groups[name]}
