@@ -111,7 +111,7 @@ class Row:
     reason: str = ""
     """Why it is refused or broken, in words; or a remark on a row that is measured."""
     instead: str = "none"
-    """Of a row that is refused or broken: the clean way to a measurement."""
+    """The clean way, where it is refused, broken, or not placed as well as elsewhere."""
     needs: dict[str, str] = field(default_factory=dict)
     """Arguments of the adapter whose defaults fail, each with a regular expression of the error."""
     rule: str = "token_ids+provenance"

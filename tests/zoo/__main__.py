@@ -23,6 +23,12 @@ from tests.zoo import starts
 
 RESULTS = Path(__file__).parents[2] / "results" / "adapters.json"
 
+NOTE = re.compile(r"does not do \S+ \((.*)\); the text is placed by")
+"""The reason of a placement that does not work, in a warning of the side file."""
+
+PLACEMENTS = ("user_generate", "assistant_chat", "assistant_loglikelihood")
+"""From worst to best."""
+
 Outcome = dict[str, Any]
 Results = dict[str, dict[str, Any]]
 """By version of transformers, then by what was tried: `adapters` or `starts`."""
@@ -71,6 +77,10 @@ def outcome(row: zoo.Row, root: Path) -> Outcome:
         "vision_tokens": sorted({document["vision_tokens"] for document in documents}),
         "mir_difference": float(f"{difference:.1g}"),
         "without": without,
+        "note": joined(
+            note for warning in measured.report["warnings"] for note in NOTE.findall(warning)
+        ),
+        "instead": row.instead,
     }
 
 
@@ -87,10 +97,10 @@ def one_line(error: Exception, root: Path) -> str:
     """An error as the harness gives it, without what this package puts around it."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).replace(str(root), "")
     text = re.sub(r"^MIRError: (document '[^']*': )?", "", text)
-    text = text.partition(" (`mir_on_error")[0]
+    text = text.partition(" (`mir_on_error")[0].replace("`", "'")
     if "no placement of the text works" in text:
         text = text.rpartition("user_generate: ")[2].removesuffix(")")
-    return text.removesuffix(".")
+    return text.rstrip(". ")
 
 
 def versions(results: Results) -> list[str]:
@@ -136,6 +146,7 @@ def adapters(found: dict[str, list[Outcome]]) -> list[str]:
     ]
     alike = Counter((adapter, model, kind) for adapter, model, _, kind in rows)
     entries: dict[str, list[str]] = {}
+    worse: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
     for (adapter, model, checkpoint, kind), row in sorted(rows.items()):
         name = model.removesuffix("ForConditionalGeneration").removesuffix("ForCausalLM")
         if alike[adapter, model, kind] > 1:
@@ -159,6 +170,17 @@ def adapters(found: dict[str, list[Outcome]]) -> list[str]:
                 joined(each.get("reason", "") for each in outcomes),
                 f"Instead: {joined(each.get('instead', '') for each in outcomes)}.",
             ]
+        placements = {version: each["placement"] for version, each in row.items() if "placement" in each}
+        best = max(placements.values(), key=PLACEMENTS.index, default="")
+        notes = {
+            version: row[version]["note"]
+            for version, placement in placements.items()
+            if placement != best
+        }
+        if notes:
+            title = f"`{adapter}` ({kind}) with `{best}`"
+            instead = joined(each.get("instead", "") for each in outcomes)
+            worse[title, told(notes, found), instead][name] = None
     lines += ["", "### What does not work, and what does instead", ""]
     lines += [f"- **{title}**: {' '.join(parts)}" for title, parts in entries.items()]
     lacking: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
@@ -168,6 +190,8 @@ def adapters(found: dict[str, list[Outcome]]) -> list[str]:
                 version: each["without"][argument] for version, each in row.items() if "without" in each
             }
             lacking[argument, told(errors, found)][f"`{adapter}`"] = None
+    for (title, errors, instead), names in worse.items():
+        lines.append(f"- **{title} on {', '.join(names)}**: {errors} Instead: {instead}.")
     for (argument, errors), names in lacking.items():
         title = f"**{', '.join(names)} without `{argument}`**"
         lines.append(f"- {title}: {errors} Instead: `{argument}=cpu`, as here, or another device.")
@@ -194,8 +218,7 @@ def cannot_start(found: dict[str, Outcome]) -> list[str]:
         "",
         "Every adapter, in each of its kinds, imported and built without a network up to where it asks",
         "for its checkpoint; installed are the packages of the extra `dev`, and llava-torch beside",
-        "transformers 4. In parentheses what the adapter's file imports in vain, in brackets the version",
-        "where not all fail.",
+        "transformers 4. In brackets: the version on which one fails, where not all do.",
         "",
     ]
     groups: dict[str, dict[str, dict[str, Outcome]]] = {known.title: {} for known in starts.CAUSES}
@@ -209,32 +232,49 @@ def cannot_start(found: dict[str, Outcome]) -> list[str]:
         )
         for failure in failed:
             groups[starts.cause(failure).title].setdefault(failure["adapter"], {})[version] = failure
-    lines += ["", "| cause | adapters (packages) | way out |", "|---|---|---|"]
+    lines += [
+        "",
+        "| cause, and what the adapter's file imports in vain | adapters | way out |",
+        "|---|---|---|",
+    ]
     for known in starts.CAUSES:
-        members = groups[known.title]
+        if not (members := groups[known.title]):
+            continue
         errors = [failure["error"] for each in members.values() for failure in each.values()]
         by_packages: dict[str, list[str]] = defaultdict(list)
         for name, failures in members.items():
             only = "" if len(failures) == len(found) else f" [{', '.join(failures)}]"
             missing = next(iter(failures.values()))["missing"]
             by_packages[", ".join(missing)].append(f"{name}{only}")
-        cell = "; ".join(
-            ", ".join(names) + (f" ({packages})" if packages else "")
-            for packages, names in by_packages.items()
-        )
-        lines.append(f"| {known.title}, as in `{min(errors, key=len)}` | {cell} | {known.way} |")
+        without = both(by_packages.pop("", []))
+        lines.append(f"| **{known.title}**: `{min(errors, key=len)}` | {without} | {known.way} |")
+        lines += [f"| {packages} | {both(names)} | |" for packages, names in sorted(by_packages.items())]
+    needed: dict[str, list[str]] = defaultdict(list)
+    for each in found.values():
+        for name, starting in each["only with"].items():
+            needed[name] += starting
     return [
         *lines,
         "",
-        "Start, but hold no model in this process, so that MIR refuses them: "
-        + ", ".join(dict.fromkeys(name for each in found.values() for name in each["holds no model"]))
+        "Start, but by their defaults hold no model in this process, so that MIR refuses them: "
+        + both(name for each in found.values() for name in each["holds no model"])
         + ".",
         "",
-        f"Start by a package that the harness does not bring ({', '.join(starts.EXTRAS)}; "
-        "`pip install 'mir-task[qwen2-5-vl]'`, for LLaVA `'mir-task[llava-hf]'`): "
-        + ", ".join(dict.fromkeys(name for each in found.values() for name in each["by an extra"]))
-        + ".",
+        "Start only with a package that the harness does not bring, and an extra of this package does:",
+        "",
+        *(f"- {name}: {both(adapters)}" for name, adapters in sorted(needed.items())),
     ]
+
+
+def both(names: Iterable[str]) -> str:
+    """Names of adapters, each once; without the kind where both are among them."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        adapter, _, kind = name.partition(" ")
+        kinds[adapter].append(kind)
+    return ", ".join(
+        adapter if len(each) > 1 else f"{adapter} {each[0]}".rstrip() for adapter, each in kinds.items()
+    )
 
 
 def main() -> None:

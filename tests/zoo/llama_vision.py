@@ -52,7 +52,7 @@ ROWS = [
         llama_vision,
         refused="no vision tokens in its text decoder's sequence",
         reason="Images enter by cross-attention: one placeholder an image, and no vision rows.",
-        instead="none: MIR is not defined on it",
+        instead="none, as MIR is not defined on it",
         needs=DEVICE_MAP,
     ),
 ]

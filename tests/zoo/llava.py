@@ -96,7 +96,7 @@ def llava_onevision(folder: Path) -> Path:
 
 
 ROWS = [
-    Row("llava_hf", kind, model_class, make, needs=DEVICE_MAP)
+    Row("llava_hf", kind, model_class, make, needs=DEVICE_MAP, instead="the chat kind, as by default")
     for model_class, make in (
         ("LlavaForConditionalGeneration", llava),
         ("LlavaNextForConditionalGeneration", llava_next),

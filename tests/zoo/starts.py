@@ -30,8 +30,8 @@ class Cause(NamedTuple):
     """What lets them start, or else what to take instead."""
 
 
-EXTRAS = ("decord", "qwen_vl_utils")
-"""What the extras of this package bring for adapters."""
+EXTRAS = ("decord", "librosa")
+"""What extras of this package bring for adapters to import."""
 _MEND = "none in this release of the harness"
 CAUSES = (
     Cause(
@@ -47,13 +47,13 @@ CAUSES = (
     ),
     Cause(
         "This release of transformers is too old",
-        r"upgrade transformers|transformers with",
+        r"available in transformers|SAM3 is required",
         "transformers 5",
     ),
     Cause("There is no GPU here", "NVIDIA", "a machine with one"),
     Cause(
         "Packages of PyPI are not installed",
-        r"\[(autopep8|diffusers|easydict|librosa|moviepy|qwen_omni_utils|torchaudio|ujson|, )+\]$",
+        r"\[(autopep8|diffusers|easydict|librosa|moviepy|qwen_omni_utils|soundfile|torchaudio|ujson|, )+\]$",
         "`pip install` what is named",
     ),
     Cause(
@@ -72,14 +72,14 @@ def cause(failure: dict[str, Any]) -> Cause:
 
 
 def pairs() -> Iterator[tuple[str, str]]:
-    """Every adapter with each kind that the harness has registered."""
+    """Every adapter of the harness itself, with each of its kinds."""
     from lmms_eval.models import MODEL_REGISTRY_V2
 
     for name in MODEL_REGISTRY_V2.list_canonical_model_ids():
         manifest = MODEL_REGISTRY_V2.get_manifest(name)
-        if manifest.simple_class_path:
+        if (manifest.simple_class_path or "").startswith("lmms_eval."):
             yield name, "simple"
-        if manifest.chat_class_path:
+        if (manifest.chat_class_path or "").startswith("lmms_eval."):
             yield name, "chat"
 
 
@@ -120,7 +120,10 @@ def build(name: str, kind: str) -> str:
 
 
 def absent_packages(error: BaseException) -> list[str]:
-    """Packages that the module of the harness an error comes from imports in vain, functions apart."""
+    """Packages that the adapter's file which an error comes from imports in vain, functions apart.
+
+    The one of the error where it does not come from an adapter's file.
+    """
     from lmms_eval import models
 
     frame, path = error.__traceback__, None
@@ -129,7 +132,8 @@ def absent_packages(error: BaseException) -> list[str]:
             path = Path(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
     if path is None or path.parent.name not in ("simple", "chat"):
-        return []
+        name = getattr(error, "name", None) or ""
+        return [name] if name and not name.startswith("lmms_eval") else []
     names = {name.split(".")[0]: None for name in _imports(ast.parse(path.read_text("utf-8")))}
     return [name for name in names if importlib.util.find_spec(name) is None]
 
@@ -191,13 +195,18 @@ def run(*hidden: str) -> list[dict[str, Any]]:
 
 
 def summary() -> dict[str, Any]:
-    """What became of all adapters, and which of them start by a package of an extra only."""
+    """What became of all adapters, and which of them start by one of `EXTRAS` only."""
     found, bare = run(), run(*EXTRAS)
-    by_outcome = defaultdict(list)
+    by_outcome: dict[str, list[Any]] = defaultdict(list)
     for entry in found:
         by_outcome[entry.pop("outcome")].append(entry if "error" in entry else entry["adapter"])
-    failed = [{entry["adapter"] for entry in each if "error" in entry} for each in (found, bare)]
-    return {**by_outcome, "by an extra": sorted(failed[1] - failed[0])}
+    started = {entry["adapter"] for entry in found if "error" not in entry}
+    by_package: dict[str, list[str]] = defaultdict(list)
+    for entry in bare:
+        if entry["adapter"] in started and "error" in entry:
+            needed = ", ".join(name for name in EXTRAS if name in entry["missing"])
+            by_package[needed].append(entry["adapter"])
+    return {**by_outcome, "only with": by_package}
 
 
 if __name__ == "__main__":
