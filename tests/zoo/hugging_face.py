@@ -5,22 +5,14 @@ from tests.zoo.llava import llava
 
 ROWS = [
     Row(
-        "huggingface",
+        adapter,
         "chat",
         "LlavaForConditionalGeneration",
         llava,
         broken="keyword argument `audios`|'LlavaModel' object has no attribute 'generate'",
         reason="The adapter hands an argument `audios` to every processor, and loads models without "
         "their head for language, which cannot generate.",
-        instead="`llava_hf`, and the adapters of the other architectures",
-    ),
-    Row(
-        "async_hf_model",
-        "chat",
-        "LlavaForConditionalGeneration",
-        llava,
-        refused="the adapter AsyncHFModel holds no PyTorch model in this process",
-        reason="The adapter keeps copies of its model in threads, out of reach of a task.",
-        instead="`llava_hf`, and the adapters of the other architectures",
-    ),
+        instead="the adapter of the architecture, here `llava_hf`",
+    )
+    for adapter in ("huggingface", "async_hf_model")
 ]

@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mir_task import adapter as adapters
+from mir_task.errors import MIRError
+
 
 class Cause(NamedTuple):
     """Why adapters cannot start."""
@@ -53,7 +56,7 @@ CAUSES = (
     Cause("There is no GPU here", "NVIDIA", "a machine with one"),
     Cause(
         "Packages of PyPI are not installed",
-        r"\[(autopep8|diffusers|easydict|librosa|moviepy|qwen_omni_utils|soundfile|torchaudio|ujson|, )+\]$",
+        r"\[(autopep8|diffusers|easydict|librosa|moviepy|qwen_omni_utils|torchaudio|ujson|, )+\]$",
         "`pip install` what is named",
     ),
     Cause(
@@ -98,9 +101,6 @@ def build(name: str, kind: str) -> str:
     """
     from lmms_eval.models import get_model
 
-    from mir_task.adapter import torch_model
-    from mir_task.errors import MIRError
-
     adapter = get_model(name, force_simple=kind == "simple")
     arguments = {}
     for parameter in inspect.signature(adapter.__init__).parameters.values():
@@ -113,7 +113,7 @@ def build(name: str, kind: str) -> str:
     except OSError:  # that of the checkpoint's files, which are not here
         return "loads a checkpoint"
     try:
-        torch_model(lm)
+        adapters.torch_models(lm)
     except MIRError:
         return "holds no model"
     raise AssertionError(f"{name} has a model without a checkpoint")
