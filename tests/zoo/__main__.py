@@ -260,7 +260,8 @@ def cannot_start(found: dict[str, Outcome]) -> list[str]:
         + both(name for each in found.values() for name in each["holds no model"])
         + ".",
         "",
-        "Start only with a package that the harness does not bring, and an extra of this package does:",
+        "Start only with a package that the harness does not bring (`mir-task[llava-hf]` brings decord,",
+        "`mir-task[audio]` librosa):",
         "",
         *(f"- {name}: {both(adapters)}" for name, adapters in sorted(needed.items())),
     ]

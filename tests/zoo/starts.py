@@ -132,7 +132,7 @@ def absent_packages(error: BaseException) -> list[str]:
             path = Path(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
     if path is None or path.parent.name not in ("simple", "chat"):
-        name = getattr(error, "name", None) or ""
+        name = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
         return [name] if name and not name.startswith("lmms_eval") else []
     names = {name.split(".")[0]: None for name in _imports(ast.parse(path.read_text("utf-8")))}
     return [name for name in names if importlib.util.find_spec(name) is None]
