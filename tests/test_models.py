@@ -1,10 +1,10 @@
 """Adapters of the harness besides llava_hf, each on a small checkpoint of its architecture."""
 
 import pytest
-import torch
 
-from tests import checkpoints, harness, hub, independent
+from tests import harness, hub
 from tests.test_command import results, run
+from tests.zoo import original_llava as original
 from tests.zoo import qwen2_5_vl
 
 
@@ -32,10 +32,7 @@ def test_batches_give_the_value_of_single_documents(qwen, tmp_path) -> None:
 @pytest.fixture(scope="module")
 def original_llava(tmp_path_factory):
     pytest.importorskip("llava", reason="llava-torch is not installed; it needs transformers 4")
-    return checkpoints.make_original_llava(tmp_path_factory.mktemp("checkpoints") / "original")
-
-
-ARGUMENTS = {"device": "cpu", "device_map": "auto", "model_name": "llava-small"}
+    return original.original_llava(tmp_path_factory.mktemp("checkpoints") / "original")
 
 
 def published_ids(tokenizer, text: str) -> list[int]:
@@ -45,52 +42,30 @@ def published_ids(tokenizer, text: str) -> list[int]:
         "helpful, detailed, and polite answers to the user's questions. USER: "
     )
     after = f"\n ASSISTANT: {text}</s>"
-    return [*tokenizer(before).input_ids, -200, *tokenizer(after).input_ids[1:]]
+    return [*tokenizer(before).input_ids, original.IMAGE, *tokenizer(after).input_ids[1:]]
 
 
 def test_original_llava_gets_the_published_prompt(original_llava, tmp_path, monkeypatch) -> None:
     from llava.model import LlavaLlamaForCausalLM
 
-    lm = harness.load(original_llava, model="llava", **ARGUMENTS)
+    lm = harness.load(original_llava, model="llava", **original.ARGUMENTS)
     tokenizer = lm.tokenizer
     received = harness.Received(LlavaLlamaForCausalLM, monkeypatch)
     task = harness.task()
-    scores = harness.evaluate(lm, task, output=tmp_path)["results"]["mir_test"]
-    monkeypatch.undo()
-    calls = received.documents
-    for call, text in zip(calls, task.test_docs()["text"], strict=True):
+    harness.evaluate(lm, task, output=tmp_path)
+    for call, text in zip(received.documents, task.test_docs()["text"], strict=True):
         assert call["input_ids"][0].tolist() == published_ids(tokenizer, text)
-    wanted = independent_mir_of_original_llava(original_llava, calls)
-    assert scores["mir,none"] == pytest.approx(wanted, abs=1e-4)
 
     report = harness.report(tmp_path)
     assert report["placement"] == "assistant_loglikelihood"
     for document, text in zip(report["documents"], task.test_docs()["text"], strict=True):
-        assert document["vision_rule"] == "provenance"
-        assert document["vision_tokens"] == 16
         assert document["text_span"].endswith(f"ASSISTANT: {text}</s>")
-
-
-def independent_mir_of_original_llava(checkpoint, calls) -> float:
-    from llava.model.builder import load_pretrained_model
-
-    _, model, _, _ = load_pretrained_model(str(checkpoint), None, "llava-small", device_map="auto")
-    vision, text = [], []
-    for call in calls:
-        with torch.no_grad():
-            inputs = {"input_ids": call["input_ids"], "images": call["images"]}
-            states = model(**inputs, output_hidden_states=True).hidden_states[1:]
-        start = call["input_ids"][0].tolist().index(-200)
-        end = start + states[0].shape[1] - call["input_ids"].shape[1] + 1
-        vision.append([layer[0, start:end].float() for layer in states])
-        text.append([layer[0, end:].float() for layer in states])
-    return independent.mir(independent.pooled(vision), independent.pooled(text))
 
 
 def test_text_that_the_model_cuts_is_named_measured_and_reported(
     original_llava, tmp_path, monkeypatch
 ) -> None:
-    lm = harness.load(original_llava, model="llava", **ARGUMENTS)
+    lm = harness.load(original_llava, model="llava", **original.ARGUMENTS)
     lm._model.config.tokenizer_model_max_length = 200
     task = harness.task()
     harness.evaluate(lm, task, output=tmp_path)
@@ -108,7 +83,8 @@ def test_mir_coco_with_model_llava_to_the_letter(original_llava, tmp_path) -> No
     root = tmp_path / "hub"
     hub.coco_captions(root)
     command = ["lmms-eval", "--tasks", "mir_coco", "--model", "llava"]
-    model = ",".join(f"{k}={v}" for k, v in {"pretrained": original_llava, **ARGUMENTS}.items())
+    arguments = {"pretrained": original_llava, "device": "cpu", **original.ARGUMENTS}
+    model = ",".join(f"{name}={value}" for name, value in arguments.items())
     environment = {"MIR_TASK_DATA": str(root), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     output = tmp_path / "out"
     run(*command, "--model_args", model, "--output_path", str(output), cwd=tmp_path, **environment)

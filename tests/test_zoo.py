@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from tests import zoo
+from tests.zoo import starts
 
 
 @pytest.fixture(scope="module")
@@ -15,11 +16,15 @@ def checkpoints(tmp_path_factory):
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in zoo.rows()])
 def test_row(row: zoo.Row, checkpoints, tmp_path, monkeypatch) -> None:
+    checkpoint = zoo.make(row, checkpoints)
+    for argument, error in row.needs.items():
+        with pytest.raises(Exception, match=error):
+            zoo.load_row(row, checkpoint, argument)
     if row.refused or row.broken:
         with pytest.raises(Exception, match=row.refused or row.broken):
-            zoo.measure(row, zoo.make(row, checkpoints), tmp_path, monkeypatch)
+            zoo.measure(row, checkpoint, tmp_path, monkeypatch)
         return
-    measured = zoo.measure(row, zoo.make(row, checkpoints), tmp_path, monkeypatch)
+    measured = zoo.measure(row, checkpoint, tmp_path, monkeypatch)
     documents = measured.report["documents"]
     assert len(documents) == 6
     found = [document["vision_tokens"] for document in documents]
@@ -30,17 +35,25 @@ def test_row(row: zoo.Row, checkpoints, tmp_path, monkeypatch) -> None:
     assert not any(document["characters_cut"] for document in documents)
 
 
-def test_the_table_of_adapters_is_of_these_rows() -> None:
-    from tests.zoo.__main__ import RESULTS, table
+def test_the_page_is_of_these_rows_and_of_the_registered_adapters() -> None:
+    from tests.zoo.__main__ import RESULTS, page
 
     results = json.loads(RESULTS.read_text())
-    assert RESULTS.with_suffix(".md").read_text() == table(results)
-    if (rows := results.get(transformers.__version__)) is None:
-        pytest.skip(f"results/adapters.json has no rows of transformers {transformers.__version__}")
-    status = {f"{row['adapter']}-{row['kind']}-{row['checkpoint']}": row["status"] for row in rows}
-    expected = {
-        row.name: ("refused" if row.refused else "broken in the harness" if row.broken else "measured")
-        for row in zoo.rows()
-        if hasattr(transformers, row.model_class)
+    assert RESULTS.with_suffix(".md").read_text() == page(results)
+    found = results[transformers.__version__]
+    status = {
+        f"{row['adapter']}-{row['kind']}-{row['checkpoint']}": row["status"] for row in found["adapters"]
     }
-    assert {key: value for key, value in status.items() if value != "absent"} == expected
+    rows = {row.name: row for row in zoo.rows()}
+    assert status.keys() == rows.keys()
+    for name, row in rows.items():
+        expected = {"absent"} if row.found_class is None else {row.status, "not tried"}
+        assert status[name] in expected
+
+    names = [*found["starts"]["loads a checkpoint"], *found["starts"]["holds no model"]]
+    names += [failure["adapter"] for failure in found["starts"]["cannot start"]]
+    assert sorted(names) == sorted(starts.names())
+    causes = {
+        starts.cause(failure) for each in results.values() for failure in each["starts"]["cannot start"]
+    }
+    assert causes == set(starts.CAUSES)

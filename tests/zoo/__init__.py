@@ -83,7 +83,7 @@ class Row:
     kind: str
     """`simple` or `chat`."""
     model_class: str
-    """Of transformers."""
+    """Its name in `package`."""
     make: Callable[[Path], Path]
     """Writes the checkpoint to a folder and returns it."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -97,17 +97,23 @@ class Row:
     """Independent hidden states: one tensor [L, d] a decoder layer."""
     vision: Callable[[Any, Call], Tensor] = image_tokens
     """Independent vision positions: bool [L]."""
-    count: Callable[[Any, Any], int] | None = None
+    count: Callable[[Any, Any], int] | int | None = None
     """The processor's own count of the tokens of an image (or another medium, as the task opens it);
-    `count_by_processor` where None."""
+    `count_by_processor` where None. A number where there is no processor, and each has as many."""
     folder: str = "model"
     """Name of the checkpoint's folder, which some adapters go by."""
+    package: str = "transformers"
+    """Where the model class is; a row without it is absent."""
     refused: str = ""
     """Regular expression of the message where MIR is not defined on the architecture."""
     broken: str = ""
     """Regular expression of the harness's own error where it cannot run the architecture."""
     reason: str = ""
     """Why it is refused or broken, in words; or a remark on a row that is measured."""
+    instead: str = "none"
+    """The clean way, where it is refused, broken, or not placed as well as elsewhere."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """Arguments of the adapter whose defaults fail, each with a regular expression of the error."""
     rule: str = "token_ids+provenance"
     """The vision-row rules that apply."""
     task: Callable[[Path], dict[str, Any]] = lambda folder: {}
@@ -119,13 +125,21 @@ class Row:
         return f"{self.adapter}-{self.kind}-{self.make.__name__}"
 
     @cached_property
-    def transformers_class(self) -> Any:
-        """The model class; a skip where this release of transformers has none of that name."""
-        import transformers
+    def found_class(self) -> Any:
+        """The model class; None where this environment has none of that name."""
+        try:
+            return getattr(importlib.import_module(self.package), self.model_class, None)
+        except ModuleNotFoundError:
+            return None
 
-        if not hasattr(transformers, self.model_class):
-            pytest.skip(f"transformers {transformers.__version__} has no {self.model_class}")
-        return getattr(transformers, self.model_class)
+    @property
+    def status(self) -> str:
+        """What is expected of it wherever its class is found."""
+        return "refused" if self.refused else "broken in the harness" if self.broken else "measured"
+
+
+DEVICE_MAP = {"device_map": "When passing device_map as a string, the value needs to be a device name"}
+"""For `Row.needs`: an adapter whose `device_map` is empty by default."""
 
 
 def count_by_processor(processor: Any, image: Any) -> int:
@@ -168,6 +182,25 @@ class Measured:
     """Vision positions of the independent computation, a document each."""
 
 
+def load_row(row: Row, checkpoint: Path, *without: str, load: Any = harness.load) -> Any:
+    """The row's adapter with its checkpoint.
+
+    Args:
+        row: whose adapter it is.
+        checkpoint: that it made.
+        without: arguments to leave to the adapter's defaults.
+        load: from a checkpoint, and arguments as of `harness.load`, to the adapter.
+    """
+    arguments = {
+        name: value.format(checkpoint=checkpoint) if isinstance(value, str) else value
+        for name, value in row.arguments.items()
+    }
+    arguments |= dict.fromkeys(without)
+    lm = load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
+    assert lm.is_simple == (row.kind == "simple")
+    return lm
+
+
 def measure(
     row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch, load: Any = harness.load
 ) -> Measured:
@@ -186,18 +219,13 @@ def measure(
     """
     from transformers import AutoProcessor
 
-    arguments = {
-        name: value.format(checkpoint=checkpoint) if isinstance(value, str) else value
-        for name, value in row.arguments.items()
-    }
-    lm = load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
-    assert lm.is_simple == (row.kind == "simple")
-    received = harness.Received(row.transformers_class, monkeypatch)
+    lm = load_row(row, checkpoint, load=load)
+    received = harness.Received(row.found_class, monkeypatch)
     task = harness.task(**row.task(checkpoint.parent))
     harness.evaluate(lm, task, output=output)
     monkeypatch.undo()
 
-    model = row.transformers_class.from_pretrained(checkpoint, dtype=row.dtype).eval()
+    model = row.found_class.from_pretrained(checkpoint, dtype=row.dtype).eval()
     accepted = inspect.signature(model.forward).parameters
     vision, text, expected = [], [], []
     for call in received.documents:
@@ -205,14 +233,18 @@ def measure(
         with torch.no_grad():
             states = row.states(model, inputs)
         is_vision = row.vision(model, inputs)
-        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[0].bool()
-        after = (torch.arange(len(is_vision)) > is_vision.nonzero().max()) & real
+        after = torch.arange(len(is_vision)) > is_vision.nonzero().max()
+        if "attention_mask" in inputs:
+            after &= inputs["attention_mask"][0].bool()
         vision.append([state[is_vision].float() for state in states])
         text.append([state[after].float() for state in states])
         expected.append(int(is_vision.sum()))
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    count = row.count or count_by_processor
-    counts = [count(processor, task.doc_to_visual(doc)[0]) for doc in task.dataset["test"]]
+    if isinstance(row.count, int):
+        counts = [row.count] * len(expected)
+    else:
+        processor = AutoProcessor.from_pretrained(checkpoint)
+        count = row.count or count_by_processor
+        counts = [count(processor, task.doc_to_visual(doc)[0]) for doc in task.dataset["test"]]
     wanted = independent.mir(independent.pooled(vision), independent.pooled(text))
     return Measured(harness.report(output), wanted, counts, expected)
 
@@ -220,12 +252,12 @@ def measure(
 def make(row: Row, root: Path) -> Path:
     """The row's checkpoint, made once in a folder of its own under `root`.
 
-    Skips where this release of transformers does not have the model class.
+    Skips where this environment does not have the model class.
     """
-    _ = row.transformers_class
+    if row.found_class is None:
+        pytest.skip(f"{row.package} has no {row.model_class} here")
     folder = root / f"{row.make.__module__.rpartition('.')[2]}-{row.make.__name__}" / row.folder
     if not folder.exists():
-        _ = row.transformers_class  # a skip where it is missing, before `row.make` imports it
         try:
             row.make(folder)
         except BaseException:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE
-from tests.zoo import Row
+from tests.zoo import DEVICE_MAP, Row
 from tests.zoo.common import named_tokenizer, save, text_settings
 
 
@@ -51,5 +51,12 @@ def aria(folder: Path) -> Path:
 
 
 ROWS = [
-    Row("aria", "simple", "AriaForConditionalGeneration", aria, dtype=torch.bfloat16),
+    Row(
+        "aria",
+        "simple",
+        "AriaForConditionalGeneration",
+        aria,
+        dtype=torch.bfloat16,
+        needs=DEVICE_MAP,
+    ),
 ]

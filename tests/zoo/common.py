@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 
 from mir_task.demo.checkpoint import train_tokenizer
 
@@ -59,6 +61,14 @@ def count_expanded(processor: Any, image: Any) -> int:
     """Vision tokens of a PIL image: the placeholders into which the processor expands one."""
     ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]
     return int((ids == processor.image_token_id).sum())
+
+
+def skip_on_transformers_4(reason: str) -> None:
+    """Skip a checkpoint that cannot be made there."""
+    import transformers
+
+    if Version(transformers.__version__).major < 5:
+        pytest.skip(reason)
 
 
 def save(model_class: Any, config: Any, processor: Any, folder: Path, *zeros: str) -> Path:

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from mir_task.demo.checkpoint import train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import placeholders, save, text_settings
+from tests.zoo.common import placeholders, save, skip_on_transformers_4, text_settings
 
 
 def fuyu(folder: Path) -> Path:
@@ -15,9 +14,8 @@ def fuyu(folder: Path) -> Path:
     from tokenizers import AddedToken, Regex, normalizers
     from transformers import FuyuConfig, FuyuForCausalLM, FuyuImageProcessor, FuyuProcessor
 
-    # Older processors take the placeholder's id from its text alone, before which this tokenizer puts
-    # no space.
-    pytest.importorskip("transformers", minversion="5")
+    # It takes the placeholder's id from its text alone, before which this tokenizer puts no space.
+    skip_on_transformers_4("The processor of transformers 4 does not take the small tokenizer.")
     tokenizer = train_tokenizer(extra=[f"<0x0{n}>" for n in range(5)])
     # The processor drops the first token of the placeholders, as the space that Llama's tokenizer
     # puts before them.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
-from tests.zoo import Row
+from tests.zoo import DEVICE_MAP, Row
 from tests.zoo.common import count_expanded, save, text_settings
 
 
@@ -55,5 +55,6 @@ ROWS = [
         idefics2,
         arguments={"dtype": "float32"},
         count=count_expanded,
+        needs=DEVICE_MAP,
     ),
 ]

@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row
-from tests.zoo.common import count_expanded, save, text_settings
+from tests.zoo.common import count_expanded, save, skip_on_transformers_4, text_settings
 
 
 def lfm2_vl(folder: Path) -> Path:
     """Tiles of 16 vision tokens and a smaller picture of the whole, each with a mark before it."""
-    # Transformers 4 saves this configuration under a name that it does not load again.
-    pytest.importorskip("transformers", minversion="5")
+    skip_on_transformers_4("Transformers 4 saves its configuration under a name that it does not load.")
     from transformers import (
         Lfm2VlConfig,
         Lfm2VlForConditionalGeneration,

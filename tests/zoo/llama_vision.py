@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
-from tests.zoo import Row
+from tests.zoo import DEVICE_MAP, Row
 from tests.zoo.common import save, text_settings
 
 
@@ -52,5 +52,7 @@ ROWS = [
         llama_vision,
         refused="no vision tokens in its text decoder's sequence",
         reason="Images enter by cross-attention: one placeholder an image, and no vision rows.",
+        instead="none, as MIR is not defined on it",
+        needs=DEVICE_MAP,
     ),
 ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, make_llava, train_tokenizer
-from tests.zoo import Row
+from tests.zoo import DEVICE_MAP, Row
 from tests.zoo.common import save, text_settings, with_videos
 
 TILE = {"height": 56, "width": 56}
@@ -96,7 +96,7 @@ def llava_onevision(folder: Path) -> Path:
 
 
 ROWS = [
-    Row("llava_hf", kind, model_class, make)
+    Row("llava_hf", kind, model_class, make, needs=DEVICE_MAP, instead="the chat kind, as by default")
     for model_class, make in (
         ("LlavaForConditionalGeneration", llava),
         ("LlavaNextForConditionalGeneration", llava_next),

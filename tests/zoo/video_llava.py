@@ -88,6 +88,6 @@ ROWS = [
         task=clips,
         broken=r"read_video\(\) takes 1 positional argument but 2 were given",
         reason="simple/video_llava.py:182 gives read_video the number of frames by position; it takes "
-        "it by name only",
+        "it by name only.",
     )
 ]

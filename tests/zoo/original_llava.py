@@ -1,15 +1,21 @@
-"""A small random checkpoint of the original LLaVA, made offline; the others are in `tests.zoo`."""
+"""LLaVA of its own package (llava-torch), which runs beside transformers 4 only."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mir_task.demo.checkpoint import PASSAGES
+from tests import zoo
+
+IMAGE = -200
+ARGUMENTS = {"device_map": "auto", "model_name": "llava-small"}
 
 
-def make_original_llava(folder: Path) -> Path:
-    """LLaVA of its own package (llava-torch), with its CLIP tower and SentencePiece model."""
+def original_llava(folder: Path) -> Path:
+    """LLaVA with its CLIP tower and SentencePiece model: 16 vision tokens an image."""
     import sentencepiece
     from llava.model import LlavaLlamaForCausalLM
     from llava.model.language_model.llava_llama import LlavaConfig
@@ -65,3 +71,38 @@ def make_original_llava(folder: Path) -> Path:
     )
     LlavaLlamaForCausalLM(config).half().save_pretrained(folder)
     return folder
+
+
+def states(model: Any, call: zoo.Call) -> list[Tensor]:
+    """Hidden states; the package loads the vision tower apart from the model, in float32."""
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+    return zoo.hidden_states(model, {name: call[name] for name in ("input_ids", "images")})
+
+
+def vision(model: Any, call: zoo.Call) -> Tensor:
+    """The 16 positions into which the model unfolds the placeholder."""
+    ids = call["input_ids"][0]
+    start = ids.tolist().index(IMAGE)
+    positions = torch.zeros(len(ids) + 15, dtype=torch.bool)
+    positions[start : start + 16] = True
+    return positions
+
+
+ROWS = [
+    zoo.Row(
+        "llava",
+        "simple",
+        "LlavaLlamaForCausalLM",
+        original_llava,
+        arguments=ARGUMENTS,
+        dtype=torch.float16,
+        states=states,
+        vision=vision,
+        count=(56 // 14) ** 2,
+        package="llava.model",
+        rule="provenance",
+        reason="`pip install --no-deps llava-torch`; its model sees the ids of the text alone.",
+    )
+]
