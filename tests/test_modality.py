@@ -1,131 +1,20 @@
 """Videos and audio in the place of images."""
 
 import re
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import scipy.io.wavfile
-import torch
 import yaml
 from click.testing import CliRunner
 
 from mir_task import MIRError
 from mir_task.cli import main
-from tests import harness, zoo
-from tests.zoo import Row, qwen
+from tests import harness
 from tests.zoo.llava import llava_onevision
-from tests.zoo.qwen2_5_vl import qwen2_5_vl
+from tests.zoo.media import count_heard, heard_on_cpu, resampled
 from tests.zoo.qwen2_audio import qwen2_audio, tones
 from tests.zoo.video_llava import clips
-
-
-def resampled(audio: dict[str, Any], rate: int) -> np.ndarray:
-    from librosa import resample
-
-    return resample(audio["array"], orig_sr=audio["sampling_rate"], target_sr=rate)
-
-
-def count_heard(processor: Any, audio: dict[str, Any]) -> int:
-    rate = processor.feature_extractor.sampling_rate
-    samples = resampled(audio, rate)
-    encoded = processor(text="<|AUDIO|>", audio=[samples], sampling_rate=rate, return_tensors="pt")
-    return int((encoded["input_ids"] == processor.audio_token_id).sum())
-
-
-def count_watched(processor: Any, path: str) -> int:
-    """Of 16 frames, which the harness has sized before; the adapter loads the processor with limits."""
-    from qwen_vl_utils import fetch_video
-
-    limits = qwen.limits(14)
-    frames = fetch_video({"video": path, "nframes": 16, **limits}, image_patch_size=14)
-    video_processor = processor.video_processor
-    grid = video_processor(videos=[frames], return_tensors="pt", **limits)["video_grid_thw"]
-    return int(grid.prod()) // video_processor.merge_size**2
-
-
-def count_frames(processor: Any, path: str) -> int:
-    import decord
-
-    frames = decord.VideoReader(path)
-    picked = np.linspace(0, len(frames) - 1, 32, dtype=int).tolist()
-    encoded = processor(videos=[frames.get_batch(picked).asnumpy()], text="<video>", return_tensors="pt")
-    video_token = processor.tokenizer.convert_tokens_to_ids("<video>")
-    return int((encoded["input_ids"] == video_token).sum())
-
-
-def heard_on_cpu(checkpoint: Path, **_: Any) -> Any:
-    """The harness's adapter, whose own start knows no device but CUDA."""
-    pytest.importorskip("librosa", reason="the adapter imports librosa: pip install 'mir-task[audio]'")
-    from lmms_eval.api.model import lmms
-    from lmms_eval.models.simple.qwen2_audio import Qwen2_Audio
-    from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
-
-    class OnCPU(Qwen2_Audio):
-        def __init__(self) -> None:
-            lmms.__init__(self)
-            self._model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint).eval()
-            self.processor = AutoProcessor.from_pretrained(checkpoint)
-            self.processor.tokenizer.padding_side = "left"
-            self._tokenizer = self.processor.tokenizer
-            self._config = self._model.config
-            self._device = torch.device("cpu")
-            self.device_map = "cpu"
-            self.batch_size_per_gpu = 1
-            self.use_cache = self.add_generation_prompt = self.add_system_prompt = True
-            self.simple_prompt = False
-
-    return OnCPU()
-
-
-ROWS = [
-    Row(
-        "qwen2_5_vl",
-        "chat",
-        "Qwen2_5_VLForConditionalGeneration",
-        qwen2_5_vl,
-        arguments=qwen.limits(14),
-        dtype=torch.bfloat16,
-        vision=zoo.placeholders("video"),
-        count=count_watched,
-        task=clips,
-    ),
-    Row(
-        "llava_hf",
-        "simple",
-        "LlavaOnevisionForConditionalGeneration",
-        llava_onevision,
-        vision=zoo.placeholders("video"),
-        count=count_frames,
-        task=clips,
-    ),
-    Row(
-        "qwen2_audio",
-        "simple",
-        "Qwen2AudioForConditionalGeneration",
-        qwen2_audio,
-        vision=zoo.placeholders("audio"),
-        count=count_heard,
-        task=tones,
-    ),
-]
-
-
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
-def test_value_and_tokens_are_those_of_an_independent_computation(row, tmp_path, monkeypatch) -> None:
-    load = heard_on_cpu if row.adapter == "qwen2_audio" else harness.load
-    checkpoint = zoo.make(row, tmp_path)
-    measured = zoo.measure(row, checkpoint, tmp_path / "out", monkeypatch, load)
-    documents = measured.report["documents"]
-    assert len(documents) == 6
-    found = [document["vision_tokens"] for document in documents]
-    assert found == measured.expected
-    assert found == measured.counts
-    assert measured.report["mir"] == pytest.approx(measured.wanted, abs=1e-4)
-    assert {document["vision_rule"] for document in documents} == {row.rule}
-    assert not any(document["characters_cut"] for document in documents)
-    assert measured.report["settings"]["mir_modality"] == row.task(checkpoint.parent)["mir_modality"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from tests import zoo
+from tests.standins.families import FAMILIES
 from tests.zoo import starts
 
 
@@ -33,6 +34,7 @@ def test_row(row: zoo.Row, checkpoints, tmp_path, monkeypatch) -> None:
     assert measured.report["mir"] == pytest.approx(measured.wanted, abs=1e-4)
     assert {document["vision_rule"] for document in documents} == {row.rule}
     assert not any(document["characters_cut"] for document in documents)
+    assert measured.report["settings"]["mir_modality"] == row.modality
 
 
 def test_the_page_is_of_these_rows_and_of_the_registered_adapters() -> None:
@@ -41,14 +43,16 @@ def test_the_page_is_of_these_rows_and_of_the_registered_adapters() -> None:
     results = json.loads(RESULTS.read_text())
     assert RESULTS.with_suffix(".md").read_text() == page(results)
     found = results[transformers.__version__]
-    status = {
-        f"{row['adapter']}-{row['kind']}-{row['checkpoint']}": row["status"] for row in found["adapters"]
-    }
+    parts = ("adapter", "kind", "checkpoint", "modality")
+    status = {"-".join(row[part] for part in parts): row["status"] for row in found["adapters"]}
     rows = {row.name: row for row in zoo.rows()}
     assert status.keys() == rows.keys()
     for name, row in rows.items():
         expected = {"absent"} if row.found_class is None else {row.status, "not tried"}
         assert status[name] in expected
+
+    standing = {family["name"]: family["status"] for family in found["standins"]}
+    assert standing == dict.fromkeys(FAMILIES, "measured")
 
     names = [*found["starts"]["loads a checkpoint"], *found["starts"]["holds no model"]]
     names += [failure["adapter"] for failure in found["starts"]["cannot start"]]

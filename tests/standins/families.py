@@ -55,7 +55,7 @@ class InnerModel(StandIn):
 class ChatMethod(StandIn):
     """`model.chat`, which overwrites the embeddings of placeholders in place."""
 
-    stands_for = "internvideo2, internvideo2_5, internvl, internvl2, internvl3, internvl3_5, neo_ov"
+    stands_for = "internvideo2, internvl, internvl2, internvl3, internvl3_5, minimonkey, neo_ov"
 
     def load(self) -> None:
         self._model = ChatModel()
@@ -72,7 +72,7 @@ class ChatMethod(StandIn):
 class AdapterEmbeds(StandIn):
     """The adapter joins embeddings; the decoder is of the Hub's own kind, with learned separators."""
 
-    stands_for = "auroracap, xcomposer2_4KHD, xcomposer2d5"
+    stands_for = "auroracap, xcomposer2_4KHD"
 
     def load(self) -> None:
         self._model = HubModel()
@@ -93,7 +93,7 @@ class AdapterEmbeds(StandIn):
 class NegativeIds(AdapterEmbeds):
     """The decoder gets ids, negative ones where image rows belong, and embeds by itself."""
 
-    stands_for = "phi3v, phi4_multimodal"
+    stands_for = "phi3v"
 
     def answer(self, image: Image.Image, text: str) -> str:
         rows = self._model.visual(image)
@@ -169,7 +169,7 @@ class PlaceholderIds(StandIn):
 class Resampled(ChatMethod):
     """A resampler makes 5 rows of 16 placeholders, whose id the configuration names; no `generate`."""
 
-    stands_for = "aero, auroracap, mantis, penguinvl, videollama3"
+    stands_for = "minicpm_v, qwen_vl"
 
     def load(self) -> None:
         super().load()
@@ -199,7 +199,7 @@ class Slices(InnerModel):
     Embeddings are scaled outside the language model.
     """
 
-    stands_for = "minicpm_o, minicpm_v, minimonkey, ovis_u1"
+    stands_for = "minicpm_o, minicpm_v"
 
     def load(self) -> None:
         super().load()
@@ -225,7 +225,7 @@ class Slices(InnerModel):
 class TwoImages(ChatMethod):
     """The picture and its mirror image, each named by a text; only what follows both is text."""
 
-    stands_for = "adapters that send a picture twice (views, thumbnails, first and last frame)"
+    stands_for = "adapters that send views, thumbnails or several frames"
 
     def answer(self, image: Image.Image, text: str) -> str:
         def embed(part: str) -> tuple[bool, Tensor]:
@@ -311,7 +311,7 @@ class Tuned(ChatMethod):
 class Quantised(ChatMethod):
     """Decoder layers in 4 bits, by bitsandbytes."""
 
-    stands_for = "llava, llava_onevision, omnivinci and others with a `load_in_4bit`"
+    stands_for = "adapters and checkpoints that load in 4 bits"
 
     bits = "load_in_4bit"
 
@@ -332,7 +332,7 @@ class Quantised(ChatMethod):
 class QuantisedTo8Bits(Quantised):
     """Decoder layers in 8 bits, by bitsandbytes."""
 
-    stands_for = "as above, with `load_in_8bit`"
+    stands_for = "adapters and checkpoints that load in 8 bits"
 
     bits = "load_in_8bit"
 

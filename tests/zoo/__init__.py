@@ -119,10 +119,15 @@ class Row:
     task: Callable[[Path], dict[str, Any]] = lambda folder: {}
     """Keys of the task, whose data may be written to a folder; the demo's images and texts if none."""
 
+    modality: str = "image"
+    """Of the task."""
+    load: Callable[..., Any] = harness.load
+    """From a checkpoint, and arguments as of `harness.load`, to the adapter."""
+
     @property
     def name(self) -> str:
-        """Adapter, kind and checkpoint."""
-        return f"{self.adapter}-{self.kind}-{self.make.__name__}"
+        """Adapter, kind, checkpoint and modality."""
+        return f"{self.adapter}-{self.kind}-{self.make.__name__}-{self.modality}"
 
     @cached_property
     def found_class(self) -> Any:
@@ -182,28 +187,25 @@ class Measured:
     """Vision positions of the independent computation, a document each."""
 
 
-def load_row(row: Row, checkpoint: Path, *without: str, load: Any = harness.load) -> Any:
+def load_row(row: Row, checkpoint: Path, *without: str) -> Any:
     """The row's adapter with its checkpoint.
 
     Args:
         row: whose adapter it is.
         checkpoint: that it made.
         without: arguments to leave to the adapter's defaults.
-        load: from a checkpoint, and arguments as of `harness.load`, to the adapter.
     """
     arguments = {
         name: value.format(checkpoint=checkpoint) if isinstance(value, str) else value
         for name, value in row.arguments.items()
     }
     arguments |= dict.fromkeys(without)
-    lm = load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
+    lm = row.load(checkpoint, model=row.adapter, force_simple=row.kind == "simple", **arguments)
     assert lm.is_simple == (row.kind == "simple")
     return lm
 
 
-def measure(
-    row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch, load: Any = harness.load
-) -> Measured:
+def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
     """Run a row through the harness, and once more independently.
 
     Args:
@@ -211,7 +213,6 @@ def measure(
         checkpoint: that it made.
         output: folder for the side file.
         monkeypatch: undone before the independent computation.
-        load: from a checkpoint, and arguments as of `harness.load`, to the adapter.
 
     Raises:
         MIRError: the row cannot be measured.
@@ -219,7 +220,7 @@ def measure(
     """
     from transformers import AutoProcessor
 
-    lm = load_row(row, checkpoint, load=load)
+    lm = load_row(row, checkpoint)
     received = harness.Received(row.found_class, monkeypatch)
     task = harness.task(**row.task(checkpoint.parent))
     harness.evaluate(lm, task, output=output)

@@ -3,9 +3,11 @@
 What stands in the file of other releases of transformers stays: run it once in each environment.
 """
 
+import inspect
 import json
 import os
 import re
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.append(str(Path(__file__).parents[1] / "standins" / "installed"))
 
 import pytest
 import transformers
 from packaging.version import Version
 
 from tests import zoo
+from tests.standins import families
+from tests.standins import measure as standins
 from tests.zoo import starts
 
 RESULTS = Path(__file__).parents[2] / "results" / "adapters.json"
@@ -41,6 +46,7 @@ def outcome(row: zoo.Row, root: Path) -> Outcome:
         "kind": row.kind,
         "checkpoint": row.make.__name__,
         "model_class": row.model_class,
+        "modality": row.modality,
     }
     if row.found_class is None:
         return {**found, "status": "absent"}
@@ -124,6 +130,7 @@ def page(results: Results) -> str:
         "no such model class beside that version.",
         "",
         *adapters({version: results[version]["adapters"] for version in versions(results)}),
+        *stand_ins({version: results[version]["standins"] for version in versions(results)}),
         *cannot_start({version: results[version]["starts"] for version in versions(results)}),
     ]
     return "\n".join(lines) + "\n"
@@ -138,19 +145,22 @@ def adapters(found: dict[str, list[Outcome]]) -> list[str]:
         parts = ", ".join(f"{number} {status}" for status, number in counts.most_common())
         lines.append(f"- transformers {version}: {parts}")
         for row in outcomes:
-            rows[row["adapter"], row["model_class"], row["checkpoint"], row["kind"]][version] = row
+            keys = ("adapter", "model_class", "checkpoint", "kind", "modality")
+            rows[tuple(row[key] for key in keys)][version] = row
     lines += [
         "",
         f"| adapter | kind | architecture | {' | '.join(found)} | vision tokens | found by | remark |",
         "|" + "---|" * (6 + len(found)),
     ]
-    alike = Counter((adapter, model, kind) for adapter, model, _, kind in rows)
+    alike = Counter((adapter, model, kind, modality) for adapter, model, _, kind, modality in rows)
     entries: dict[str, list[str]] = {}
     worse: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
-    for (adapter, model, checkpoint, kind), row in sorted(rows.items()):
+    for (adapter, model, checkpoint, kind, modality), row in sorted(rows.items()):
         name = model.removesuffix("ForConditionalGeneration").removesuffix("ForCausalLM")
-        if alike[adapter, model, kind] > 1:
+        if alike[adapter, model, kind, modality] > 1:
             name += f" ({checkpoint})"
+        if modality != "image":
+            name += f", {modality}"
         outcomes = row.values()
         cells = [adapter, kind, name]
         for version in found:
@@ -208,6 +218,60 @@ def told(errors: dict[str, str], found: Iterable[str]) -> str:
     if len(set(errors.values())) == 1 and len(errors) == len(list(found)):
         return f"`{next(iter(errors.values()))}`."
     return " ".join(f"`{error}` ({version})." for version, error in errors.items())
+
+
+def stand_in(name: str, root: Path) -> Outcome:
+    """What became of a stand-in, as it stands in the file."""
+    family = families.FAMILIES[name]
+    said = {"structure": inspect.cleandoc(family.__doc__).partition("\n")[0], "for": family.stands_for}
+    try:
+        measured = standins.measure(name, root / "results" / name)
+    except Exception as error:  # noqa: BLE001 - its message is the outcome
+        return {"name": name, **said, "status": "failed", "error": one_line(error, root)}
+    documents = measured.report["documents"]
+    tokens = sorted((d["vision_tokens"], d["text_tokens"]) for d in documents)
+    difference = abs(measured.report["mir"] - measured.wanted)
+    return {
+        "name": name,
+        **said,
+        "status": "measured" if tokens == measured.tokens and difference < 1e-4 else "failed",
+        "vision_tokens": sorted({vision for vision, _ in tokens}),
+        "vision_rule": ", ".join(sorted({document["vision_rule"] for document in documents})),
+        "mir_difference": float(f"{difference:.1g}"),
+    }
+
+
+def stand_ins(found: dict[str, list[Outcome]]) -> list[str]:
+    """The table of structures whose adapters' own code cannot be had from a package index."""
+    lines = [
+        "",
+        "## Adapters with code on the Hub or in packages of their own",
+        "",
+        "Their code cannot be had from a package index, so for each structure a small model stands in",
+        "(`tests/standins/`), registered through the harness's own entry point. Measured: as many",
+        "vision and text tokens in each document as the stand-in put into its sequence, and MIR within",
+        "1e-4 of an independent computation on that sequence.",
+        "",
+    ]
+    for version, outcomes in found.items():
+        counts = Counter(family["status"] for family in outcomes)
+        parts = ", ".join(f"{number} {status}" for status, number in counts.most_common())
+        lines.append(f"- transformers {version}: {parts}")
+    lines += [
+        "",
+        f"| structure | as in | {' | '.join(found)} | vision tokens | found by |",
+        "|" + "---|" * (4 + len(found)),
+    ]
+    by_name: dict[str, list[Outcome]] = defaultdict(list)
+    for outcomes in found.values():
+        for family in outcomes:
+            by_name[family["name"]].append(family)
+    for each in by_name.values():
+        cells = [each[0]["structure"], each[0]["for"], *(family["status"] for family in each)]
+        cells.append(joined(span(family.get("vision_tokens", [])) for family in each))
+        cells.append(joined(family.get("vision_rule", "") for family in each))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def cannot_start(found: dict[str, Outcome]) -> list[str]:
@@ -284,6 +348,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results[transformers.__version__] = {
             "adapters": [outcome(row, Path(folder)) for row in zoo.rows()],
+            "standins": [stand_in(name, Path(folder)) for name in families.FAMILIES],
             "starts": starts.summary(),
         }
     RESULTS.parent.mkdir(exist_ok=True)
