@@ -84,7 +84,9 @@ def outcome(row: zoo.Row, root: Path) -> Outcome:
         "mir_difference": float(f"{difference:.1g}"),
         "without": without,
         "note": joined(
-            note for warning in measured.report["warnings"] for note in NOTE.findall(warning)
+            note.replace(str(root), "")
+            for warning in measured.report["warnings"]
+            for note in NOTE.findall(warning)
         ),
         "instead": row.instead,
     }
