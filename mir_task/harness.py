@@ -156,25 +156,33 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     """Answer MIR's requests on a loaded adapter; `getattr(lm, "mir_prefill")` of the evaluator.
 
     One call holds the requests of all MIR tasks of the run. Each task is measured, merged over the
-    processes and written to disk before the next.
+    processes and written to disk before the next, also where one before it cannot be measured.
 
     Raises:
-        MIRError: on every process alike, when one of them cannot go on.
+        MIRError: a task cannot be measured; on every process, once the other tasks are.
     """
     world_size()  # processes that cannot be merged are found before anything runs
     _keep_out_of_the_efficiency_summary()
     counted: dict[tuple[str, int], dict[str, Any]] = {}
+    failures: list[Exception] = []
     # A process may have no document of a task, and still takes its part in merging.
     names = all_gather([request.metadata["task"] for request in requests])
     for name in dict.fromkeys(itertools.chain(*names)):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
         documents = list(adapter_documents(task, own))
-        measured, whole = measure_together(lm, documents, task.settings, name)
+        try:
+            measured, whole = measure_together(lm, documents, task.settings, name)
+        except Exception as error:  # noqa: BLE001 - raised below, as on every other process
+            logger.error(f"{name}: {error}")
+            failures.append(error)
+            continue
         with on_every_rank():
             if whole is not None:
                 _conclude(lm, task, whole)
         counted |= {(name, document["row"]): document for document in measured.documents.values()}
+    if failures:
+        raise failures[0]
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
 
 

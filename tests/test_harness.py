@@ -300,7 +300,7 @@ class TestBadInput:
             harness.task(mir_outliers="keep")
 
     def test_more_documents_than_there_are(self) -> None:
-        with pytest.raises(MIRError, match="100 different rows, 101 documents were asked for: lower"):
+        with pytest.raises(MIRError, match="mir_documents asks for 101, and .* has 100 different rows: lower"):
             harness.task(mir_documents=101)
 
     def test_skipping_counts_and_reports(self, adapter, documents, tmp_path) -> None:
@@ -444,3 +444,11 @@ class TestBases:
         assert set(paths) == {"mir_a", "mir_b"}
         with pytest.raises(MIRError, match="in a circle: mir_b -> mir_a -> mir_b"):
             read_task(paths["mir_a"], paths)
+
+
+def test_a_task_that_cannot_be_measured_loses_no_other(llava, tmp_path) -> None:
+    bad = harness.task(task="mir_bad", mir_text_rows=5000)
+    good = harness.task(task="mir_good", mir_documents=3, mir_groups=0)
+    with pytest.raises(MIRError, match="5000 were asked for: lower mir_text_rows"):
+        harness.evaluate(harness.load(llava), bad, good, output=tmp_path)
+    assert harness.report(tmp_path)["task"] == "mir_good"
