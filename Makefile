@@ -12,12 +12,13 @@ demo: $(VENV)/ready
 	@$(BIN)/python -m mir_task.cli demo demo-output
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
+MODELS = capture check harness modality models standins traps zoo
 # All tests, then those that run a model once more on transformers 4, where users of `--model llava` live.
 test-all: $(VENV)/ready $(VENV4)/ready
-	$(BIN)/python -m pytest -q
-	$(VENV4)/bin/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2
+	$(VENV4)/bin/python -m pytest -q -n 2 $(addprefix tests/test_,$(addsuffix .py,$(MODELS)))
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -20,10 +20,10 @@ def passes(monkeypatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     measure = mir_task.passes.measure
 
-    def watched(lm, documents, meter, layers, **settings):
+    def watched(lm, documents, meter, layers, *others):
         assert tuple(layers) == meter.numbers
         seen.append(meter.numbers)
-        return measure(lm, documents, meter, layers, **settings)
+        return measure(lm, documents, meter, layers, *others)
 
     monkeypatch.setattr("mir_task.passes.measure", watched)
     return seen

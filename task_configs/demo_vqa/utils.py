@@ -4,7 +4,8 @@ from typing import Any
 
 from PIL import Image
 
-from mir_task.data import PACKAGE, open_image
+from mir_task.media import open_image
+from mir_task.sources import PACKAGE
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
