@@ -300,7 +300,9 @@ class TestBadInput:
             harness.task(mir_outliers="keep")
 
     def test_more_documents_than_there_are(self) -> None:
-        with pytest.raises(MIRError, match="mir_documents asks for 101, and .* has 100 different rows: lower"):
+        with pytest.raises(
+            MIRError, match="mir_documents asks for 101, and .* has 100 different rows: lower"
+        ):
             harness.task(mir_documents=101)
 
     def test_skipping_counts_and_reports(self, adapter, documents, tmp_path) -> None:
