@@ -36,6 +36,7 @@ LAUNCHERS = {
 """What stands between `python` and `-m lmms_eval`."""
 _POLL = 0.2
 _KILL_AFTER = 10.0
+_LITTLE = 2**16
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,8 @@ class _Process:
             self.output.rename(self.zoo.done(self.run))
         except (MIRError, OSError) as error:
             why = f"{error}{self._last_words()}"
+            if shutil.disk_usage(self.zoo.folder).free < _LITTLE:
+                why = f"the disk of {self.zoo.folder} is full; {why}"
             self._record(why)
             return Outcome(self.run, "failed", why, seconds)
         self.zoo.log(self.run).unlink(missing_ok=True)

@@ -120,6 +120,26 @@ def test_a_batch_killed_at_any_time_goes_on_to_the_same_values(checkpoints, tmp_
     assert values(tmp_path / "killed") == values(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_nothing_is_lost(checkpoints, tmp_path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        models = listed(tmp_path, checkpoints / "good-0")
+        code, printed = zoo(models, "--output_path", small / "out", cwd=tmp_path)
+        assert code == 1
+        assert f"the disk of {small / 'out'} is full; " in printed
+        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+        code, printed = zoo(models, "--output_path", small / "out", "--retry-failed", cwd=tmp_path)
+        assert code == 0, printed
+        assert len(values(small / "out")) == 1
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 @pytest.fixture
 def models(tmp_path) -> Path:
     return listed(tmp_path, tmp_path / "one", tmp_path / "two")
