@@ -71,8 +71,10 @@ def main() -> None:
     held = sum(low <= truth <= high for low, high in (draw.interval or (0, 0) for draw in draws))
     errors = torch.tensor([draw.error.stderr for draw in draws if draw.error])
     alone = torch.tensor([draw.first.mir_stderr or 0.0 for draw in draws])
-    print("| intervals that hold it | difference of 4,000 documents | mean difference | true spread "
-          "| mean stderr, paired | stderr of one model |")
+    print(
+        "| intervals that hold it | difference of 4,000 documents | mean difference | true spread "
+        "| mean stderr, paired | stderr of one model |"
+    )
     print("|---:|---:|---:|---:|---:|---:|")
     print(
         f"| {held} of {RESAMPLES} | {truth:+.4f} | {off.mean():+.4f} | {off.std():.4f} | "

@@ -1,7 +1,6 @@
 """The difference of two MIR values and whether it can be told from zero: `mir-task compare`."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,15 +224,16 @@ def in_markdown(comparison: Comparison) -> str:
         error = comparison.error
         lines.append(f"95% interval: [{low:+.4f}, {high:+.4f}]")
         lines.append(
-            f"standard error {error.stderr:.4f}, Student's t with {error.freedom:.3g} degrees of freedom; "
-            f"{error.how}"
+            f"standard error {error.stderr:.4f}, Student's t with {error.freedom:.3g} degrees of "
+            f"freedom; {error.how}"
         )
     lines += [comparison.sentence, ""]
     lines += ["| layer | F, first | F, second | difference | share |", "|---:|---:|---:|---:|---:|"]
     for layer in comparison.layers:
         share = "" if layer.share is None else f"{layer.share:.1%}"
         lines.append(
-            f"| {layer.layer} | {layer.first:.5g} | {layer.second:.5g} | {layer.difference:+.5g} | {share} |"
+            f"| {layer.layer} | {layer.first:.5g} | {layer.second:.5g} | {layer.difference:+.5g} "
+            f"| {share} |"
         )
     return "\n".join(lines)
 

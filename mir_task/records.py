@@ -52,13 +52,18 @@ class Ground(NamedTuple):
     hidden_size: int
     """d, dimensions."""
 
+    def plain(self) -> dict[str, Any]:
+        """Each part as a string or a number; of the documents their number and a digest."""
+        digest = hashlib.sha256("\n".join(self.documents).encode()).hexdigest()[:8]
+        return self._asdict() | {"documents": len(self.documents), "document_set": digest}
+
     def facts(self) -> dict[str, str]:
         """Each part in a few words, as a reader meets it."""
-        digest = hashlib.sha256("\n".join(self.documents).encode()).hexdigest()[:8]
+        plain = self.plain()
         return {
             "task": f"task {self.task}",
             "modality": f"modality {self.modality}",
-            "documents": f"{len(self.documents)} documents (set {digest})",
+            "documents": "{documents} documents (set {document_set})".format(**plain),
             "text": self.text,
             "placement": f"placement {self.placement}",
             "outliers": _OUTLIERS.get(self.outliers, f"outlier rule {self.outliers}"),
