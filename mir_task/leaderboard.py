@@ -202,7 +202,7 @@ def _section(group: dict[str, Any]) -> str:
                     row["label"],
                     *(_number(row[key]) for key in ("mir", "mir_stderr", "mir_published_fast")),
                     *(
-                        _number(row["benchmarks"].get(name))
+                        _score(row["benchmarks"].get(name))
                         + ("*" if name in row["other_arguments"] else "")
                         for name in names
                     ),

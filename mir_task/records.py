@@ -21,19 +21,21 @@ class Model(NamedTuple):
     adapter: str
     """What `--model` named."""
     name: str
-    """The checkpoint's path or id."""
+    """The checkpoint's path or id; the folder of the files where the model was handed over loaded."""
     arguments: frozenset[str]
     """Of `--model_args`, all that can change a value: not the devices it ran on."""
 
     @classmethod
-    def of(cls, adapter: str, name: str, arguments: str | Mapping[str, Any] | None) -> "Model":
-        """From what the harness and the side file note."""
+    def of(
+        cls, path: Path, adapter: str, name: str, arguments: str | Mapping[str, Any] | None
+    ) -> "Model":
+        """From what the harness and the side file at `path` note."""
         if isinstance(arguments, Mapping):
             parts = [f"{key}={value}" for key, value in arguments.items()]
         else:
             parts = [part.strip() for part in (arguments or "").split(",")]
         kept = {part.rstrip("/") for part in parts if part and part.split("=")[0] not in _WHERE_IT_RUNS}
-        return cls(adapter, name.rstrip("/") or ",".join(parts), frozenset(kept))
+        return cls(adapter, name.rstrip("/") or str(path.parent), frozenset(kept))
 
 
 class Ground(NamedTuple):
@@ -170,7 +172,7 @@ def read_record(path: Path) -> Record:
     return Record(
         path=path,
         date=path.name.split("_mir_")[0],
-        model=Model.of(report["model"], report["model_name"], report["model_args"]),
+        model=Model.of(path, report["model"], report["model_name"], report["model_args"]),
         task=report["task"],
         mir=_finite(result.mir),
         mir_stderr=result.mir_stderr,
@@ -195,7 +197,7 @@ def _read_results(path: Path) -> tuple[list[Record], Scores]:
     """MIR, as far as the harness notes it, and benchmark scores of one run."""
     content = json.loads(path.read_text("utf-8"))
     config, date = content["config"], path.name.removesuffix("_results.json")
-    model = Model.of(config["model"], content.get("model_name") or "", config["model_args"])
+    model = Model.of(path, config["model"], content.get("model_name") or "", config["model_args"])
     records, values, better = [], {}, {}
     for task, metrics in content["results"].items():
         numbers = {key: value for key, value in metrics.items() if _is_number(value)}
