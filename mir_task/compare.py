@@ -210,10 +210,10 @@ def in_markdown(comparison: Comparison) -> str:
     """The comparison for a person to read."""
     first, second = comparison.first, comparison.second
     assert first.ground is not None
-    rows = [(" first", first), ("second", second)]
+    records = (("first", first), ("second", second))
     lines = [
-        f"{name.strip():<6}  {record.mir:.4f}{_plus_minus(record.mir_stderr)}  {record.model.name}"
-        for name, record in rows
+        f"{name:<6}  {record.mir:.4f}{_plus_minus(record.mir_stderr)}  {record.model.name}"
+        for name, record in records
     ]
     lines += [f"on      {', '.join(first.ground.facts().values())}", ""]
     lines.append(f"difference, second less first: {comparison.difference:+.4f}")

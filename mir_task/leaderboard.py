@@ -285,5 +285,6 @@ def in_json(content: Board) -> str:
 def in_html(content: Board) -> str:
     """The board as one page that needs nothing else."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "."), autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # details in their own order
     environment.filters |= {"number": _number, "score": _score}
     return environment.get_template("leaderboard.html").render(board=content)

@@ -224,9 +224,10 @@ FRAME = """
 
 @pytest.fixture
 def page(tmp_path):
-    for number in range(12):
-        scores = {"mmbench": 90.0 - 7 * number} | ({"mme": 1500.0 + number} if number % 3 else {})
-        runs.run(tmp_path / "in", f"org/model-{number}", 2.5 + 0.1 * number, scores, seed=number)
+    for number in range(12):  # crowded, so that not every name finds room
+        mir = 2.5 + 0.4 * (number % 3) + 0.002 * number
+        scores = {"mmbench": 200 - 50 * mir} | ({"mme": 1500.0 + number} if number % 3 else {})
+        runs.run(tmp_path / "in", f"org/model-{number}", mir, scores, seed=number)
     runs.run(tmp_path / "in", "org/deep-with-a-name-of-more-than-a-few-words-to-break", 3.0, layers=8)
     runs.run(tmp_path / "in", HOSTILE, 3.9)
     path = tmp_path / "board.html"
