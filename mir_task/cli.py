@@ -317,6 +317,81 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command()
+@click.argument(
+    "folders",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option("--csv", "csv_file", type=_file, help="Write a row a value into this file.")
+@click.option("--json", "json_file", type=_file, help="Write everything into this file.")
+@click.option("--html", "html_file", type=_file, help="Write a page that needs nothing else.")
+@click.option("--all-runs", is_flag=True, help="Every run, not the newest of each model.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    default=("*",),
+    help="Columns whose names match, such as 'mmbench*'; all if left out. Any number of times.",
+)
+def leaderboard(
+    folders: tuple[Path, ...],
+    csv_file: Path | None,
+    json_file: Path | None,
+    html_file: Path | None,
+    all_runs: bool,
+    benchmarks: tuple[str, ...],
+) -> None:
+    """Models by MIR beside their benchmark scores, from results in the folders DIR and below.
+
+    Prints Markdown. What does not compare is set apart with the reason and ranked by itself.
+    """
+    from mir_task import leaderboard as leading
+    from mir_task.records import read_runs
+
+    runs = read_runs(folders)
+    for path, fault in runs.faults.items():
+        click.echo(f"left out {path}: {fault}", err=True)
+    if not runs.records:
+        places = ", ".join(map(str, folders))
+        raise MIRError(f"no MIR in {places}: run lmms-eval with a MIR task and --output_path first")
+    content = leading.board(runs, all_runs=all_runs, benchmarks=benchmarks)
+    for file, written in (
+        (csv_file, leading.in_csv),
+        (json_file, leading.in_json),
+        (html_file, leading.in_html),
+    ):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(written(content), encoding="utf-8")
+    click.echo(leading.in_markdown(content))
+
+
+@main.command()
+@click.argument("first", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, path_type=Path))
+@click.option("--task", help="Which task, where folders hold several.")
+@click.option("--json", "json_file", type=_file, help="Write everything into this file.")
+def compare(first: Path, second: Path, task: str | None, json_file: Path | None) -> None:
+    """MIR of SECOND less that of FIRST, and whether the difference can be told from zero.
+
+    Each is a side file, <date>_mir_<task>.json, or a folder with one of the same task. Exit code 1, with
+    the reason, where the two do not compare.
+    """
+    from mir_task import compare as comparing
+    from mir_task.results import write_json
+
+    comparison = comparing.compare(*comparing.find(first, second, task))
+    click.echo(comparing.in_markdown(comparison))
+    if json_file is not None:
+        write_json(json_file, comparison.to_dict())
+
+
 @main.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path("demo-output"))
 def demo(folder: Path) -> None:
