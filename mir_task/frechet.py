@@ -50,6 +50,11 @@ class FrechetTerms(NamedTuple):
         """The Fréchet distance, at least 0."""
         return self.mean + self.covariance
 
+    def scaled(self, scale: float) -> "FrechetTerms":
+        """Terms of the same tokens multiplied by `scale`: all are homogeneous."""
+        second = (term * scale**2 for term in (self.mean, self.traces, self.root))
+        return FrechetTerms(*second, self.product * scale**4, self.error * scale**2)
+
 
 class Gaussian(NamedTuple):
     """Mean [d] and covariance of a set of tokens, as [d, d] or as a factor of fewer rows than d."""

@@ -32,6 +32,7 @@ class MIRMeter:
         numbers: 1-based numbers of the decoder layers whose rows `update` is given; all, from the
             first, when None.
         known: what a first pass over the same documents found, by layer number.
+        sample_rows: raw rows of each modality that a layer's `measured` hands out, 1024 at most.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MIRMeter:
         late: str = "raise",
         numbers: Sequence[int] | None = None,
         known: Mapping[int, KnownLayer] | None = None,
+        sample_rows: int = 0,
     ) -> None:
         check_outlier_rule(outliers)
         if groups < 0 or groups == 1:
@@ -56,6 +58,7 @@ class MIRMeter:
         self.kept_rows = kept_rows
         self.late = late
         self.numbers = None if numbers is None else tuple(numbers)
+        self.sample_rows = sample_rows
         self.documents: dict[DocumentId, int] = {}
         """Group of each document counted."""
         self.layers: dict[int, LayerStatistics] = {}
@@ -124,7 +127,7 @@ class MIRMeter:
         Raises:
             MIRError: the settings differ or a document is in both.
         """
-        names = ("outliers", "groups", "dtype", "kept_rows", "late", "numbers")
+        names = ("outliers", "groups", "dtype", "kept_rows", "late", "numbers", "sample_rows")
         mine, theirs = ({name: getattr(meter, name) for name in names} for meter in (self, other))
         if mine != theirs:
             raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
@@ -155,6 +158,7 @@ class MIRMeter:
             late=self.late,
             numbers=self.numbers,
             known={number: layer.known() for number, layer in self.layers.items()},
+            sample_rows=self.sample_rows,
         )
 
     def compute(
@@ -209,7 +213,7 @@ class MIRMeter:
         """Statistics of the layer of that number; empty ones while no document was counted."""
         if number not in self.layers:
             known = self._known.get(number)
-            self.layers[number] = LayerStatistics(self.outliers, self.kept_rows, known)
+            self.layers[number] = LayerStatistics(self.outliers, self.kept_rows, known, self.sample_rows)
         return self.layers[number]
 
 
