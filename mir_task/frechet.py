@@ -52,8 +52,14 @@ class FrechetTerms(NamedTuple):
 
     def scaled(self, scale: float) -> "FrechetTerms":
         """Terms of the same tokens multiplied by `scale`: all are homogeneous."""
-        second = (term * scale**2 for term in (self.mean, self.traces, self.root))
-        return FrechetTerms(*second, self.product * scale**4, self.error * scale**2)
+        square = scale**2
+        return FrechetTerms(
+            mean=self.mean * square,
+            traces=self.traces * square,
+            root=self.root * square,
+            product=self.product * square**2,
+            error=self.error * square,
+        )
 
 
 class Gaussian(NamedTuple):

@@ -143,13 +143,13 @@ def draw_layers(
 def draw_reports(reports: Mapping[Path, Mapping[str, Any]], path: Path, diagnostic: str) -> None:
     """As `draw_layers`, of what stands in side files, each labelled by what tells it from the others."""
     names = [
-        (short_name(report["model_name"]), str(report["task"]), str(source))
+        (_short_name(report["model_name"]), str(report["task"]), str(source))
         for source, report in reports.items()
     ]
     shared = [len({name[part] for name in names}) == 1 for part in range(3)]
     told = next(n for n in range(1, 4) if len({name[:n] for name in names}) == len(names))
     results = {
-        " · ".join(part for part, same in zip(name[:told], shared, strict=False) if not same)
+        _joined(part for part, same in zip(name[:told], shared, strict=False) if not same)
         or name[0]: MIRResult.from_dict(report)
         for name, report in zip(names, reports.values(), strict=True)
     }
@@ -157,15 +157,24 @@ def draw_reports(reports: Mapping[Path, Mapping[str, Any]], path: Path, diagnost
     draw_layers(
         results,
         path,
-        title=" · ".join(names[0][part] for part in (1, 0) if shared[part]),
+        title=_joined(names[0][part] for part in (1, 0) if shared[part]),
         tokens=kinds.pop() if len(kinds) == 1 else "media",
         diagnostic=diagnostic,
     )
 
 
-def short_name(model: str) -> str:
+def title_of(report: Mapping[str, Any]) -> str:
+    """Task and model of a side file."""
+    return _joined((report["task"], _short_name(report["model_name"])))
+
+
+def _short_name(model: str) -> str:
     """The last two parts of a model's path or id."""
     return "/".join(model.rstrip("/").split("/")[-2:])
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return " · ".join(filter(None, parts))
 
 
 def write_rows(path: Path, rows: Mapping[int, tuple[Tensor, Tensor]], title: str, tokens: str) -> Path:
@@ -177,13 +186,13 @@ def write_rows(path: Path, rows: Mapping[int, tuple[Tensor, Tensor]], title: str
         title: of pictures.
         tokens: what the tokens that are compared with text are called.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{modality}_{number}": of_modality.numpy()
         for number, of_layer in rows.items()
         for modality, of_modality in zip(("vision", "text"), of_layer, strict=True)
     }
     partial = path.with_name(f".partial.{path.name}")
-    np.savez_compressed(partial, **{"title": np.array(title), "tokens": np.array(tokens)} | arrays)
+    np.savez_compressed(partial, title=np.array(title), tokens=np.array(tokens), **arrays)
     os.replace(partial, path)
     return path
 
@@ -220,7 +229,7 @@ def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method:
         axes.set_yticks([])
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, markerscale=2)
-    figure.suptitle(f"{title} · {'t-SNE' if method == 'tsne' else 'PCA'}", fontsize=11)
+    figure.suptitle(_joined((title, "t-SNE" if method == "tsne" else "PCA")), fontsize=11)
     _save(figure, path)
 
 
@@ -313,13 +322,15 @@ def _legend_of_models(figure: Any, names: Iterable[str]) -> None:
 
 
 def _scale(axes: Any, panel: _Panel) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     if panel.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
         low, high = axes.get_ylim()
-        axes.yaxis.set_minor_formatter("{x:g}" if high / low < 20 else NullFormatter())
+        if 5 < high / low < 1000:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high / low <= 5 else NullFormatter())
         axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_xlabel("decoder layer")
     axes.xaxis.get_major_locator().set_params(integer=True)

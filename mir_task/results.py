@@ -36,7 +36,7 @@ def write_report(
     data, picture, sample = (stem.with_name(f"{stem.name}.{end}") for end in ("json", "png", "npz"))
     write_json(data, content)
     named = {
-        "title": f"{run['task']} · {plot.short_name(run['model_name'])}",
+        "title": plot.title_of(run),
         "tokens": TOKENS[run["settings"]["mir_modality"]],
     }
     plot.draw_layers({run["model_name"]: result}, picture, **named)
