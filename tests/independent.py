@@ -17,10 +17,12 @@ def frechet(vision: np.ndarray, text: np.ndarray) -> float:
     return float(mean @ mean + np.trace(a) + np.trace(b) - 2 * root)
 
 
-def without_outliers(rows: np.ndarray) -> np.ndarray:
+def without_outliers(rows: np.ndarray, rule: str = "replace") -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1)
     lower_median = np.sort(norms)[(len(norms) - 1) // 2]
     outlier = np.abs(norms - lower_median) > 3 * norms.std(ddof=1)
+    if rule == "drop":
+        return rows[~outlier]
     medians = np.sort(rows, axis=0)[(len(rows) - 1) // 2]
     return np.where(outlier[:, None], medians, rows)
 
@@ -33,6 +35,29 @@ def mir(vision: Sequence[ArrayLike], text: Sequence[ArrayLike]) -> float:
         scale = 1 / np.linalg.norm(t, axis=1).mean()
         total += frechet(without_outliers(v * scale), without_outliers(t * scale))
     return float(np.log10(total))
+
+
+def effective_rank(rows: np.ndarray) -> float:
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> dict[str, float]:
+    """Of one layer, by the names in the side file."""
+    v, t = (np.asarray(rows, dtype=np.float64) for rows in (vision, text))
+    norms = [np.linalg.norm(rows, axis=1).mean() for rows in (v, t)]
+    clean_v, clean_t = without_outliers(v, rule), without_outliers(t, rule)
+    a, b = clean_v.mean(0), clean_t.mean(0)
+    return {
+        "norm_ratio": norms[0] / norms[1],
+        "centroid_distance": np.linalg.norm(a - b) / norms[1],
+        "mean_cosine": a @ b / np.sqrt(a @ a * (b @ b)),
+        "vision_effective_rank": effective_rank(clean_v),
+        "text_effective_rank": effective_rank(clean_t),
+        "vision_tokens_per_dimension": v.shape[0] / v.shape[1],
+        "text_tokens_per_dimension": t.shape[0] / t.shape[1],
+    }
 
 
 def mir_of_model(model: torch.nn.Module, calls: Sequence[dict[str, torch.Tensor]]) -> float:
