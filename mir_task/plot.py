@@ -221,7 +221,7 @@ def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method:
         for part, (label, colour, marker) in zip(np.split(points, [len(kept[0])]), styles, strict=True):
             axes.scatter(*part.T, s=12, c=colour, marker=marker, alpha=0.55, lw=0, label=label)
         axes.set_title(
-            f"layer {number}" + (f" ({left_out} outliers left out)" if left_out else ""), fontsize=9
+            f"layer {number}" + (f" (outliers left out: {left_out})" if left_out else ""), fontsize=9
         )
         axes.set_xlabel(names[0], fontsize=8)
         axes.set_ylabel(names[1], fontsize=8)
@@ -250,7 +250,7 @@ def _read_rows(
         missing = [str(number) for number in chosen if number not in numbers]
         if missing:
             raise MIRError(
-                f"{source} has no layer {', '.join(missing)}: it holds {numbers[0]} to {numbers[-1]}"
+                f"{source} has no layer {', '.join(missing)}: it holds {', '.join(map(str, numbers))}"
             )
         return (
             title,
