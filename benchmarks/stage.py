@@ -1,12 +1,8 @@
 """The metric stage of one layer: `python -m benchmarks.stage`.
 
 57,600 vision and 80,000 text tokens of 1,024 dimensions in float16 (100 images of 576 tokens, 100
-articles), through `MIRMeter` document by document and through the published procedure. Then what the
-effective ranks add to it, also of the first documents alone, where sums over tokens take the least time.
+articles), through `MIRMeter` document by document and through the published procedure.
 """
-
-import functools
-from unittest import mock
 
 import torch
 
@@ -36,18 +32,14 @@ def main() -> None:
     print(f"threads: {threads()}, torch {torch.__version__}")
     vision, text = features(0, VISION), features(1, TEXT)
 
-    def ours(groups: int, documents: int = DOCUMENTS) -> float:
+    def ours(groups: int) -> float:
         meter = MIRMeter(groups=groups)
-        for number, (v, t) in enumerate(zip(vision[:documents], text[:documents], strict=True)):
+        for number, (v, t) in enumerate(zip(vision, text, strict=True)):
             meter.update(number, [v], [t], group=number)
         return meter.compute().layers[0].frechet
 
     def published(accurate: bool) -> float:
         return layer_distance(torch.cat(vision), torch.cat(text), accurate=accurate)
-
-    def without_ranks(groups: int, documents: int) -> float:
-        with mock.patch("mir_task.metric.effective_rank", return_value=0.0):
-            return ours(groups, documents)
 
     ways = {
         "ours": lambda: ours(0),
@@ -61,16 +53,6 @@ def main() -> None:
     for name, way in ways.items():
         ratio = seconds["published fast"] / seconds[name]
         print(f"| {name} | {seconds[name]:.2f} | {ratio:.1f} | {way():.6f} |")
-    print("\n| documents | groups | seconds without effective ranks | with | added |")
-    print("|---:|---:|---:|---:|---:|")
-    for documents, groups in ((DOCUMENTS, 5), (DOCUMENTS, 0), (10, 5), (2, 0)):
-        pair = {
-            "without": functools.partial(without_ranks, groups, documents),
-            "with": functools.partial(ours, groups, documents),
-        }
-        without, full = in_turns(pair, repeats=9).values()
-        added = full / without - 1
-        print(f"| {documents} | {groups} | {without:.2f} | {full:.2f} | {added:.0%} |")
 
 
 if __name__ == "__main__":
