@@ -240,7 +240,17 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
 )
 @click.option(
     "--diagnostic",
-    type=click.Choice(("share", "norm_ratio", "centroid_distance", "mean_cosine", "effective_rank")),
+    type=click.Choice(
+        (
+            "share",
+            "norm_ratio",
+            "centroid_distance",
+            "mean_cosine",
+            "effective_rank",
+            "cka",
+            "mmd2",
+        )
+    ),
     default="share",
     show_default=True,
     help="What is drawn beside distances and norms.",

@@ -72,6 +72,10 @@ class LayerResult:
     """Of S_v, between 1 and d: exp of the entropy of its normalised eigenvalues."""
     text_effective_rank: float | None = None
     """Of S_t."""
+    cka: float | None = None
+    """Linear CKA of each document's mean vision and mean text row, where `mir_extras` asks for it."""
+    mmd2: float | None = None
+    """Unbiased squared MMD of up to 1024 tokens of each modality, where `mir_extras` asks for it."""
 
     @property
     def norm_ratio(self) -> float:

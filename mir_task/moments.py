@@ -16,14 +16,15 @@ stands in where the median moved out of the thresholds.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.frechet import Gaussian
 from mir_task.metric import (
     MeasuredLayer,
@@ -612,6 +613,7 @@ class LayerStatistics:
         capacity: rows of a modality that may wait; worked out from the first rows where None.
         known: what a first pass over the same tokens found.
         sample_rows: raw rows of a modality that `measured` hands out, `SAMPLE` at most.
+        extras: "cka" and "mmd", which `measured` computes.
     """
 
     def __init__(
@@ -620,16 +622,26 @@ class LayerStatistics:
         capacity: int | None,
         known: KnownLayer | None = None,
         sample_rows: int = 0,
+        extras: Collection[str] = (),
     ) -> None:
         vision, text = known or (None, None)
         self.sample_rows = sample_rows
-        self.vision = TokenStatistics(rule, capacity, vision, sample_rows > 0)
-        self.text = TokenStatistics(rule, capacity, text, sample_rows > 0)
+        self.extras = extras
+        keep_sample = sample_rows > 0 or "mmd" in extras
+        self.vision = TokenStatistics(rule, capacity, vision, keep_sample)
+        self.text = TokenStatistics(rule, capacity, text, keep_sample)
+        self._means: list[tuple[Tensor, Tensor]] = []
 
     def merge(self, other: "LayerStatistics") -> None:
         """Count the tokens of another."""
         self.vision.merge(other.vision)
         self.text.merge(other.text)
+        self._means += other._means
+
+    def pair(self, vision: Tensor, text: Tensor) -> None:
+        """Keep the mean rows of one document's tokens [n, d], where "cka" needs them."""
+        if "cka" in self.extras:
+            self._means.append((vision.float().mean(0), text.float().mean(0)))
 
     def needs_second_pass(self) -> bool:
         """Whether bounds or medians moved too far from what rows were folded in by."""
@@ -659,8 +671,13 @@ class LayerStatistics:
                 modality = tokens.modality(group)
                 yield modality._replace(gaussian=modality.gaussian.to(dtype))
 
+        result = layer_result(layer, *modalities(None))
+        if "cka" in self.extras:
+            result = replace(result, cka=linear_cka(*map(torch.stack, zip(*self._means, strict=True))))
+        if "mmd" in self.extras:
+            result = replace(result, mmd2=mmd2(self.vision.sampled(SAMPLE), self.text.sampled(SAMPLE)))
         return MeasuredLayer(
-            result=layer_result(layer, *modalities(None)),
+            result=result,
             left_out=tuple(text_centric_terms(layer, *modalities(group)).distance for group in left_out),
             late_tokens=self.vision.late_tokens() + self.text.late_tokens(),
             rows=(self.vision.sampled(self.sample_rows), self.text.sampled(self.sample_rows))

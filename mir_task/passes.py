@@ -80,6 +80,7 @@ def measure_together(
             numbers=numbers,
             known=known,
             sample_rows=settings.mir_sample_rows,
+            extras=settings.mir_extras,
         )
         with on_every_rank():
             part = measure(

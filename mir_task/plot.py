@@ -72,6 +72,8 @@ DIAGNOSTICS = {
             _Curve("text_effective_rank", "text tokens", TEXT),
         ),
     ),
+    "cka": _single("cka", "linear CKA of documents", log=False),
+    "mmd2": _single("mmd2", "squared MMD", log=False),
 }
 """What `draw_layers` can draw beside distances and norms; fields are in `docs/diagnostics.md`."""
 
@@ -110,7 +112,7 @@ def draw_layers(
     for panel, (label, of_model) in itertools.product(panels, layers.items()):
         if any(layer[curve.key] is None for curve in panel.curves for layer in of_model):
             raise MIRError(
-                f"{label}: the side file lacks {diagnostic}, as those of older versions do: "
+                f"{label}: the side file lacks {diagnostic} (an older one, or without mir_extras): "
                 f"measure again, or choose another --diagnostic of {', '.join(DIAGNOSTICS)}"
             )
     figure, all_axes = _figure(len(panels), columns=len(panels) if alone else 2)

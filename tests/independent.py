@@ -1,9 +1,11 @@
 """MIR written down once more, from the paper's equations, to test the package against."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
+import scipy.spatial
 import torch
 from numpy.typing import ArrayLike
 
@@ -58,6 +60,32 @@ def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> di
         "vision_tokens_per_dimension": v.shape[0] / v.shape[1],
         "text_tokens_per_dimension": t.shape[0] / t.shape[1],
     }
+
+
+def cka(a: np.ndarray, b: np.ndarray) -> float:
+    """Debiased linear CKA, HSIC as a mean over all quadruples of different pairs (n is small)."""
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        quadruples = itertools.permutations(range(len(k)), 4)
+        terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in quadruples]
+        return float(np.mean(terms))
+
+    k, m = a @ a.T, b @ b.T
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def mmd2(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.concatenate([a, b])
+    width = np.median(scipy.spatial.distance.pdist(both))
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.exp(-scipy.spatial.distance.cdist(x, y, "sqeuclidean") / (2 * width**2))
+
+    def off_diagonal_mean(x: np.ndarray) -> float:
+        values = kernel(x, x)
+        return values[~np.eye(len(x), dtype=bool)].mean()
+
+    return float(off_diagonal_mean(a) + off_diagonal_mean(b) - 2 * kernel(a, b).mean())
 
 
 def mir_of_model(model: torch.nn.Module, calls: Sequence[dict[str, torch.Tensor]]) -> float:

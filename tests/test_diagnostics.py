@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from mir_task import MIRMeter, MIRResult, diagnostics, metric, modality_integration_rate
+from mir_task import MIRError, MIRMeter, MIRResult, diagnostics, metric, modality_integration_rate
 from mir_task.frechet import Gaussian
-from tests import independent
+from tests import harness, independent
 
 SIZE = 24
 # Eigenvalues are float32; everything else is float64.
@@ -163,3 +163,76 @@ def test_older_side_files_are_read() -> None:
     assert old.layers[0].vision_effective_rank is None
     assert old.layers[0].vision_tokens_per_dimension is None
     assert MIRResult.from_dict(old.to_dict()) == old
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_cka_equals_an_independent_computation(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(9, size, generator=generator, dtype=torch.float64) + 3
+    b = a @ torch.randn(size, 5, generator=generator, dtype=torch.float64)
+    b += torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    found = diagnostics.linear_cka(a, b)
+    assert found == pytest.approx(independent.cka(a.numpy(), b.numpy()), rel=1e-9)
+    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    assert diagnostics.linear_cka(a, 2 * a @ rotation + 1) == pytest.approx(1)
+
+
+def test_cka_of_unpaired_documents_is_near_zero_with_few_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(50, 500, generator=generator) for _ in range(2))
+    assert abs(diagnostics.linear_cka(a, b)) < 0.05
+    assert diagnostics.linear_cka(a[:3], b[:3]) is None
+    assert diagnostics.linear_cka(a, torch.ones(50, 4)) is None
+
+
+def test_mmd_equals_an_independent_computation() -> None:
+    v, t = tokens("full", 70, 1), tokens("full", 52, 2)  # an odd number of distances
+    assert diagnostics.mmd2(v, t) == pytest.approx(independent.mmd2(v.numpy(), t.numpy()), rel=1e-9)
+    pairs = torch.randn(60, 2, 60, 8, generator=torch.Generator().manual_seed(0))
+    same = [diagnostics.mmd2(*pair) for pair in pairs]
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(60)
+    assert min(same) < 0  # unbiased, so not clamped
+    assert diagnostics.mmd2(torch.ones(4, 2), torch.ones(4, 2)) is None
+
+
+@pytest.mark.parametrize("kept_rows", [10**6, 300])
+@pytest.mark.parametrize("rule", ["replace", "drop"])
+def test_extras_of_a_meter_whatever_the_split(rule: str, kept_rows: int) -> None:
+    v, t = tokens("full", 1600, 1).float(), tokens("full", 1200, 2).float()
+    documents = list(enumerate(zip(v.split(200), t.split(150), strict=True)))
+    layers = []
+    for cuts in ([documents], [documents[5:], documents[:5]]):
+        meters = []
+        for part in cuts:
+            meter = MIRMeter(outliers=rule, kept_rows=kept_rows, extras=("cka", "mmd"), late="count")
+            for n, (vision, text) in part:
+                meter.update(n, [vision], [text])
+            meters.append(meter)
+        for other in meters[1:]:
+            meters[0].merge(other)
+        layers += meters[0].compute().layers
+    means = [
+        np.stack([part.double().mean(0).numpy() for part in x.split(n)]) for x, n in ((v, 200), (t, 150))
+    ]
+    assert layers[0].cka == pytest.approx(independent.cka(*means), rel=1e-4)
+    assert layers[1].cka == pytest.approx(layers[0].cka, rel=1e-6)
+    assert layers[1].mmd2 == pytest.approx(layers[0].mmd2, rel=1e-9)
+    # 1024 of the tokens of each modality, so near the figure of all.
+    assert layers[0].mmd2 == pytest.approx(independent.mmd2(v.numpy(), t.numpy()), abs=0.02)
+    plain = metered(v, t, rule, kept_rows=kept_rows).compute().layers[0]
+    assert plain.cka is None
+    assert plain.mmd2 is None
+    assert layers[0].frechet == pytest.approx(plain.frechet, rel=1e-4)
+
+
+def test_extras_reach_the_side_file(llava, tmp_path) -> None:
+    task = harness.task(mir_extras=["cka", "mmd"])
+    scores = harness.evaluate(harness.load(llava), task, output=tmp_path)["results"]["mir_test"]
+    report = harness.report(tmp_path)
+    assert scores["mir,none"] == report["mir"]
+    for layer in report["layers"]:
+        assert -1 <= layer["cka"] <= 1
+        assert 0 < layer["mmd2"] < 2
+    assert report["settings"]["mir_extras"] == ["cka", "mmd"]
+    with pytest.raises(MIRError, match="mir_extras: Input should be 'cka' or 'mmd'"):
+        harness.task(mir_extras=["kid"])
