@@ -23,11 +23,11 @@ from mir_task.settings import (
 _SIZES = "1,5,10,20,50,100,200,500,800,1000"
 
 
-def _sizes(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """Numbers of documents from a text with commas between them."""
-    parts = value.split(",")
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Numbers from a text with commas between them."""
+    parts = value.split(",") if value else []
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is no list of sizes such as 10,100")
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 10,100")
     return tuple(int(part) for part in parts)
 
 
@@ -149,7 +149,7 @@ def check(
 @_of_model
 @click.option("--batch_size", default=1, show_default=True, help="Of the adapter.")
 @click.option(
-    "--sizes", callback=_sizes, default=_SIZES, show_default=True, help="Documents of a sample."
+    "--sizes", callback=_numbers, default=_SIZES, show_default=True, help="Documents of a sample."
 )
 @click.option(
     "--draws", type=click.IntRange(min=1), default=10, show_default=True, help="Samples of each size."
@@ -278,7 +278,9 @@ def zoo(
     What is finished in the output folder is not run again, so that the same command goes on after
     whatever stopped it. Exit code 1 when a model failed.
     """
+    from mir_task import leaderboard as leading
     from mir_task import zoo as keeper
+    from mir_task.records import read_runs
 
     options = keeper.Options(
         launcher=launcher,
@@ -309,6 +311,9 @@ def zoo(
         outcomes.append(outcome)
         click.echo(keeper.told(outcome, outcomes, len(runs), len(options.gpus)))
     click.echo(keeper.summary(outcomes))
+    board = leading.board(read_runs([folder]))
+    if board["groups"]:
+        click.echo(f"\n{leading.in_markdown(board)}")
     if any("failed" in outcome.state for outcome in outcomes):
         raise SystemExit(1)
 
@@ -390,6 +395,81 @@ def compare(first: Path, second: Path, task: str | None, json_file: Path | None)
     click.echo(comparing.in_markdown(comparison))
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
+
+
+def _picture(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """A path whose ending says which kind of picture is meant."""
+    from mir_task.plot import ENDINGS
+
+    if value.suffix not in ENDINGS:
+        raise click.BadParameter(f"{value} ends in none of {', '.join(ENDINGS)}")
+    return value
+
+
+@main.command()
+@click.argument("side_files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--to",
+    "picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_picture,
+    required=True,
+    help="Picture to write: .png or .svg.",
+)
+@click.option(
+    "--diagnostic",
+    type=click.Choice(
+        (
+            "share",
+            "norm_ratio",
+            "centroid_distance",
+            "mean_cosine",
+            "effective_rank",
+            "cka",
+            "mmd2",
+        )
+    ),
+    default="share",
+    show_default=True,
+    help="What is drawn beside distances and norms.",
+)
+@click.option(
+    "--tokens",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Tokens of a run with mir_sample_rows (.npz), drawn in two dimensions instead.",
+)
+@click.option(
+    "--layers", callback=_numbers, help="Of --tokens; the first, the middle and the last if left out."
+)
+@click.option(
+    "--method",
+    type=click.Choice(("pca", "tsne")),
+    default="pca",
+    show_default=True,
+    help="Of --tokens.",
+)
+def plot(
+    side_files: tuple[Path, ...],
+    picture: Path,
+    diagnostic: str,
+    tokens: Path | None,
+    layers: tuple[int, ...],
+    method: str,
+) -> None:
+    """Draw the layers of one model or several over each other, from their SIDE_FILES.
+
+    Or, with --tokens, vision and text tokens in two dimensions, as figure 2 of the paper does.
+    """
+    from mir_task import plot as drawing
+    from mir_task.results import open_report
+
+    if (tokens is None) == (not side_files):
+        raise click.UsageError("give side files, or --tokens FILE.npz")
+    if tokens is not None:
+        drawing.draw_tokens(tokens, picture, layers=layers, method=method)
+    else:
+        drawing.draw_reports({path: open_report(path) for path in side_files}, picture, diagnostic)
+    click.echo(picture)
 
 
 @main.command()

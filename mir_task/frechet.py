@@ -50,6 +50,17 @@ class FrechetTerms(NamedTuple):
         """The Fréchet distance, at least 0."""
         return self.mean + self.covariance
 
+    def scaled(self, scale: float) -> "FrechetTerms":
+        """Terms of the same tokens multiplied by `scale`: all are homogeneous."""
+        square = scale**2
+        return FrechetTerms(
+            mean=self.mean * square,
+            traces=self.traces * square,
+            root=self.root * square,
+            product=self.product * square**2,
+            error=self.error * square,
+        )
+
 
 class Gaussian(NamedTuple):
     """Mean [d] and covariance of a set of tokens, as [d, d] or as a factor of fewer rows than d."""

@@ -64,6 +64,8 @@ class MIRTask(ConfigurableTask):
                 **config,
                 "test_split": SPLIT,
                 "num_fewshot": 0,
+                # What the harness's loggers tabulate of each sample.
+                "metric_list": [{"metric": METRICS[0]}],
                 "metadata": {**self.metadata, **self.settings.model_dump()},
             }
         )
@@ -265,7 +267,7 @@ def _conclude(lm: lmms, task: MIRTask, whole: Whole) -> None:
     logger.info(f"{name}: MIR {task.result.mir:.4f} over {len(measured.documents)} documents")
     if run["stem"] is not None:
         try:
-            files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report)
+            files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report, whole.rows)
             logger.info(f"{name}: {' and '.join(str(file) for file in files)}")
         except Exception as error:  # noqa: BLE001 - the value still reaches the harness's own JSON
             logger.error(f"{name}: side file or plot could not be written: {error}")

@@ -32,6 +32,8 @@ class MIRMeter:
         numbers: 1-based numbers of the decoder layers whose rows `update` is given; all, from the
             first, when None.
         known: what a first pass over the same documents found, by layer number.
+        sample_rows: raw rows of each modality that a layer's `measured` hands out, 1024 at most.
+        extras: `"cka"` and `"mmd"`, figures of a layer that take more than its means and covariances.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class MIRMeter:
         late: str = "raise",
         numbers: Sequence[int] | None = None,
         known: Mapping[int, KnownLayer] | None = None,
+        sample_rows: int = 0,
+        extras: Sequence[str] = (),
     ) -> None:
         check_outlier_rule(outliers)
         if groups < 0 or groups == 1:
@@ -56,6 +60,8 @@ class MIRMeter:
         self.kept_rows = kept_rows
         self.late = late
         self.numbers = None if numbers is None else tuple(numbers)
+        self.sample_rows = sample_rows
+        self.extras = tuple(extras)
         self.documents: dict[DocumentId, int] = {}
         """Group of each document counted."""
         self.layers: dict[int, LayerStatistics] = {}
@@ -113,6 +119,7 @@ class MIRMeter:
         ]
         for (number, vision, text), of_layer in zip(rows, norms, strict=True):
             layer = self.layer(number)
+            layer.pair(vision.detach(), text.detach())
             for statistics, tokens, own, priority in zip(
                 (layer.vision, layer.text), (vision, text), of_layer, priorities, strict=True
             ):
@@ -124,7 +131,7 @@ class MIRMeter:
         Raises:
             MIRError: the settings differ or a document is in both.
         """
-        names = ("outliers", "groups", "dtype", "kept_rows", "late", "numbers")
+        names = ("outliers", "groups", "dtype", "kept_rows", "late", "numbers", "sample_rows", "extras")
         mine, theirs = ({name: getattr(meter, name) for name in names} for meter in (self, other))
         if mine != theirs:
             raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
@@ -155,6 +162,8 @@ class MIRMeter:
             late=self.late,
             numbers=self.numbers,
             known={number: layer.known() for number, layer in self.layers.items()},
+            sample_rows=self.sample_rows,
+            extras=self.extras,
         )
 
     def compute(
@@ -209,7 +218,9 @@ class MIRMeter:
         """Statistics of the layer of that number; empty ones while no document was counted."""
         if number not in self.layers:
             known = self._known.get(number)
-            self.layers[number] = LayerStatistics(self.outliers, self.kept_rows, known)
+            self.layers[number] = LayerStatistics(
+                self.outliers, self.kept_rows, known, self.sample_rows, self.extras
+            )
         return self.layers[number]
 
 

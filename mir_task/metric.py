@@ -19,21 +19,26 @@ published figures, never to be mixed with `mir`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mir_task.diagnostics import cosine, effective_rank
 from mir_task.errors import MIRError
-from mir_task.frechet import Gaussian, frechet_terms
+from mir_task.frechet import FrechetTerms, Gaussian, frechet_terms
 
 OUTLIER_RULES = ("replace", "drop")
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One decoder layer. Distances are in units of the squared mean text norm, norms are raw."""
+    """One decoder layer. Distances are in units of the squared mean text norm, norms are raw.
+
+    Fields that are None were not in the side file that the result was read from, or do not exist for
+    these tokens. `docs/diagnostics.md` says what each is for.
+    """
 
     layer: int
     """1-based index of the decoder layer."""
@@ -59,6 +64,56 @@ class LayerResult:
     """Mean raw L2 norm of the vision tokens."""
     text_norm: float
     """Mean raw L2 norm of the text tokens."""
+    dimensions: int | None = None
+    """d, of the hidden states."""
+    mean_cosine: float | None = None
+    """Cosine of mu_v and mu_t; None where one of them is zero."""
+    vision_effective_rank: float | None = None
+    """Of S_v, between 1 and d: exp of the entropy of its normalised eigenvalues."""
+    text_effective_rank: float | None = None
+    """Of S_t."""
+    cka: float | None = None
+    """Linear CKA of each document's mean vision and mean text row, where `mir_extras` asks for it."""
+    mmd2: float | None = None
+    """Unbiased squared MMD of up to 1024 tokens of each modality, where `mir_extras` asks for it."""
+
+    @property
+    def norm_ratio(self) -> float:
+        """Mean vision norm over mean text norm."""
+        return self.vision_norm / self.text_norm
+
+    @property
+    def centroid_distance(self) -> float:
+        """||mu_v - mu_t|| in units of the mean text norm."""
+        return math.sqrt(self.mean_term)
+
+    @property
+    def vision_tokens_per_dimension(self) -> float | None:
+        """At 1 and below, S_v is singular."""
+        return self.vision_tokens / self.dimensions if self.dimensions else None
+
+    @property
+    def text_tokens_per_dimension(self) -> float | None:
+        """At 1 and below, S_t is singular."""
+        return self.text_tokens / self.dimensions if self.dimensions else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and None: fields and what follows from them. `from_dict` is its inverse."""
+        return asdict(self) | {name: getattr(self, name) for name in _DERIVED}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LayerResult":
+        """The result that `to_dict` wrote; keys that are not fields are ignored."""
+        names = (field.name for field in fields(cls))
+        return cls(**{name: values[name] for name in names if name in values})
+
+
+_DERIVED = (
+    "norm_ratio",
+    "centroid_distance",
+    "vision_tokens_per_dimension",
+    "text_tokens_per_dimension",
+)
 
 
 class MeasuredLayer(NamedTuple):
@@ -69,6 +124,8 @@ class MeasuredLayer(NamedTuple):
     """F_k of all documents but those of one group, for each group."""
     late_tokens: int = 0
     """Tokens that were folded in before they turned out outliers."""
+    rows: tuple[Tensor, Tensor] | None = None
+    """Raw rows [n, d] of some vision and some text tokens, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +162,22 @@ class MIRResult:
         return math.log10(sum(layer.frechet for layer in self.layers))
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each layer: its part of the sum of distances."""
+        total = sum(layer.frechet for layer in self.layers)
+        return tuple(layer.frechet / total for layer in self.layers)
+
+    @property
+    def half_layers(self) -> tuple[int, ...]:
+        """The fewest layers that hold at least half of the sum of distances, by their numbers."""
+        half, held = set[int](), 0.0
+        for share, layer in sorted(zip(self.shares, self.layers, strict=True), key=lambda x: -x[0]):
+            if held < 0.5:
+                half.add(layer.layer)
+                held += share
+        return tuple(sorted(half))
+
+    @property
     def mir_published_fast(self) -> float:
         """log10 of the sum that the published default mode computes; nan where it is not positive."""
         total = sum(layer.frechet_published_fast for layer in self.layers)
@@ -132,7 +205,11 @@ class MIRResult:
             "mir_published_fast": None if math.isnan(fast) else fast,
             "mir_stderr": self.mir_stderr,
             "outliers": self.outliers,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [
+                layer.to_dict() | {"share": share}
+                for layer, share in zip(self.layers, self.shares, strict=True)
+            ],
+            "half_layers": list(self.half_layers),
             "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
             "late_tokens": self.late_tokens,
         }
@@ -141,7 +218,7 @@ class MIRResult:
     def from_dict(cls, values: Mapping[str, Any]) -> "MIRResult":
         """The result that `to_dict` wrote; keys that are not its own are ignored."""
         return cls(
-            layers=tuple(LayerResult(**layer) for layer in values["layers"]),
+            layers=tuple(LayerResult.from_dict(layer) for layer in values["layers"]),
             outliers=values["outliers"],
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
             late_tokens=values["late_tokens"],
@@ -232,33 +309,42 @@ def check_enough(layer: int, modality: str, tokens: int) -> None:
         )
 
 
-def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
-    """One layer's result.
+def text_centric_terms(layer: int, vision: Modality, text: Modality) -> FrechetTerms:
+    """Terms of one layer's distance, after division by the mean text norm (eq. 2).
 
     Raises:
         MIRError: text tokens whose norms are all zero.
     """
     if text.norm == 0:
         raise MIRError(f"layer {layer}: every text token is zero, so there is no text norm")
-    scale = 1 / text.norm
-    # The distance is homogeneous, so scaling its terms is scaling the tokens (eq. 2).
-    raw = frechet_terms(vision.gaussian, text.gaussian)
-    mean_term, traces = raw.mean * scale**2, raw.traces * scale**2
-    covariance_term = raw.covariance * scale**2
+    return frechet_terms(vision.gaussian, text.gaussian).scaled(1 / text.norm)
+
+
+def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
+    """One layer's result.
+
+    Raises:
+        MIRError: as `text_centric_terms`.
+    """
+    terms = text_centric_terms(layer, vision, text)
     return LayerResult(
         layer=layer,
-        frechet=mean_term + covariance_term,
-        frechet_error=raw.error * scale**2,
-        frechet_published_fast=mean_term + traces - 2 * raw.product * scale**4,
-        mean_term=mean_term,
-        covariance_term=covariance_term,
-        text_scale=scale,
+        frechet=terms.distance,
+        frechet_error=terms.error,
+        frechet_published_fast=terms.mean + terms.traces - 2 * terms.product,
+        mean_term=terms.mean,
+        covariance_term=terms.covariance,
+        text_scale=1 / text.norm,
         vision_tokens=vision.tokens,
         text_tokens=text.tokens,
         vision_outliers=vision.outliers,
         text_outliers=text.outliers,
         vision_norm=vision.norm,
         text_norm=text.norm,
+        dimensions=len(text.gaussian.mean),
+        mean_cosine=cosine(vision.gaussian.mean, text.gaussian.mean),
+        vision_effective_rank=effective_rank(vision.gaussian),
+        text_effective_rank=effective_rank(text.gaussian),
     )
 
 

@@ -16,16 +16,23 @@ stands in where the median moved out of the thresholds.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.frechet import Gaussian
-from mir_task.metric import LayerResult, MeasuredLayer, Modality, check_enough, layer_result
+from mir_task.metric import (
+    MeasuredLayer,
+    Modality,
+    check_enough,
+    layer_result,
+    text_centric_terms,
+)
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
@@ -346,10 +353,18 @@ class TokenStatistics:
         rule: of outliers, "replace" or "drop".
         capacity: rows that may wait; worked out from the first rows where None.
         known: what a first pass over the same tokens found.
+        keep_sample: have a sample whatever the rule is.
     """
 
-    def __init__(self, rule: str, capacity: int | None, known: Known | None = None) -> None:
+    def __init__(
+        self,
+        rule: str,
+        capacity: int | None,
+        known: Known | None = None,
+        keep_sample: bool = False,
+    ) -> None:
         self.rule = rule
+        self.keep_sample = keep_sample or rule == "replace"
         self.capacity = capacity
         self.bounds = known.bounds if known else None
         self._thresholds = known.thresholds if known else None
@@ -381,8 +396,9 @@ class TokenStatistics:
         _append(self._norms.setdefault(group, []), norms)
         self.count += len(rows)
         self._wait(_Tokens(rows, norms.double(), groups))
-        if self.rule == "replace":
+        if self.keep_sample:
             self._offer(rows, priorities)
+        if self.rule == "replace":
             if self._thresholds is not None and not self._counts:
                 self._counts.append(MedianCounts(self._thresholds.to(rows.device)))
             if self._counts:
@@ -461,7 +477,7 @@ class TokenStatistics:
     def known(self) -> Known:
         """What a second pass over the same tokens needs."""
         thresholds = None
-        if self._sample is not None:
+        if self.rule == "replace" and self._sample is not None:
             thresholds = MedianCounts.around(self._sample.rows).thresholds
         return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 
@@ -553,6 +569,12 @@ class TokenStatistics:
             min([self._discarded_norms.high, *high.tolist()]),
         )
 
+    def sampled(self, count: int) -> Tensor:
+        """Raw rows [count, d] drawn from all tokens, outliers included; all where there are fewer."""
+        assert self._sample is not None
+        lowest = self._sample.priorities.argsort()[:count]
+        return self._sample.rows[lowest].float().cpu()
+
     def _offer(self, rows: Tensor, priorities: Tensor) -> None:
         if self._sample is None:
             self._sample = Sample(rows[:0], priorities[:0])
@@ -590,17 +612,36 @@ class LayerStatistics:
         rule: of outliers, "replace" or "drop".
         capacity: rows of a modality that may wait; worked out from the first rows where None.
         known: what a first pass over the same tokens found.
+        sample_rows: raw rows of a modality that `measured` hands out, `SAMPLE` at most.
+        extras: "cka" and "mmd", which `measured` computes.
     """
 
-    def __init__(self, rule: str, capacity: int | None, known: KnownLayer | None = None) -> None:
+    def __init__(
+        self,
+        rule: str,
+        capacity: int | None,
+        known: KnownLayer | None = None,
+        sample_rows: int = 0,
+        extras: Collection[str] = (),
+    ) -> None:
         vision, text = known or (None, None)
-        self.vision = TokenStatistics(rule, capacity, vision)
-        self.text = TokenStatistics(rule, capacity, text)
+        self.sample_rows = sample_rows
+        self.extras = extras
+        keep_sample = sample_rows > 0 or "mmd" in extras
+        self.vision = TokenStatistics(rule, capacity, vision, keep_sample)
+        self.text = TokenStatistics(rule, capacity, text, keep_sample)
+        self._means: list[tuple[Tensor, Tensor]] = []
 
     def merge(self, other: "LayerStatistics") -> None:
         """Count the tokens of another."""
         self.vision.merge(other.vision)
         self.text.merge(other.text)
+        self._means += other._means
+
+    def pair(self, vision: Tensor, text: Tensor) -> None:
+        """Keep the mean rows of one document's tokens [n, d], where "cka" needs them."""
+        if "cka" in self.extras:
+            self._means.append((vision.float().mean(0), text.float().mean(0)))
 
     def needs_second_pass(self) -> bool:
         """Whether bounds or medians moved too far from what rows were folded in by."""
@@ -625,15 +666,21 @@ class LayerStatistics:
         check_enough(layer, "text", self.text.count)
         finished = self.vision.finish(), self.text.finish()
 
-        def result(group: int | None) -> LayerResult:
-            vision, text = (
-                modality._replace(gaussian=modality.gaussian.to(dtype))
-                for modality in (tokens.modality(group) for tokens in finished)
-            )
-            return layer_result(layer, vision, text)
+        def modalities(group: int | None) -> Iterator[Modality]:
+            for tokens in finished:
+                modality = tokens.modality(group)
+                yield modality._replace(gaussian=modality.gaussian.to(dtype))
 
+        result = layer_result(layer, *modalities(None))
+        if "cka" in self.extras:
+            result = replace(result, cka=linear_cka(*map(torch.stack, zip(*self._means, strict=True))))
+        if "mmd" in self.extras:
+            result = replace(result, mmd2=mmd2(self.vision.sampled(SAMPLE), self.text.sampled(SAMPLE)))
         return MeasuredLayer(
-            result=result(None),
-            left_out=tuple(result(group).frechet for group in left_out),
+            result=result,
+            left_out=tuple(text_centric_terms(layer, *modalities(group)).distance for group in left_out),
             late_tokens=self.vision.late_tokens() + self.text.late_tokens(),
+            rows=(self.vision.sampled(self.sample_rows), self.text.sampled(self.sample_rows))
+            if self.sample_rows
+            else None,
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from lmms_eval.api.model import lmms
 from loguru import logger
+from torch import Tensor
 from tqdm import tqdm
 
 from mir_task import budget
@@ -45,6 +46,8 @@ class Whole(NamedTuple):
     """What a reader of the value should know."""
     seconds: float
     """Wall time of merging and computing."""
+    rows: dict[int, tuple[Tensor, Tensor]]
+    """By layer number: rows [n, d] of some vision and some text tokens, where they were asked for."""
 
 
 def measure_together(
@@ -76,6 +79,8 @@ def measure_together(
             late="raise" if settings.mir_late_outliers == "second_pass" else "count",
             numbers=numbers,
             known=known,
+            sample_rows=settings.mir_sample_rows,
+            extras=settings.mir_extras,
         )
         with on_every_rank():
             part = measure(
@@ -115,7 +120,8 @@ def measure_together(
             for other in others:
                 measured.merge(other)
             result = MIRResult.of_layers(done.values(), settings.mir_outliers)
-            whole = Whole(result, measured, notes, seconds)
+            rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
+            whole = Whole(result, measured, notes, seconds, rows)
     return own, whole
 
 

@@ -126,11 +126,19 @@ class Runs(NamedTuple):
 
 
 def read_runs(folders: Iterable[Path]) -> Runs:
-    """Side files and the harness's results in some folders and below, oldest first."""
+    """Side files and the harness's results in some folders and below, oldest first.
+
+    Hidden folders are left out: `mir-task zoo` keeps there what is not whole.
+    """
     records: list[Record] = []
     scores: list[Scores] = []
     faults: dict[Path, str] = {}
-    paths = {path.resolve(): path for folder in folders for path in folder.rglob("*.json")}
+    paths = {
+        path.resolve(): path
+        for folder in folders
+        for path in folder.rglob("*.json")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:
             if "_mir_" in path.name:

@@ -74,6 +74,10 @@ class Settings(BaseModel):
     documents run once more, or the tokens are counted in the side file (`late_tokens`)."""
     mir_groups: int | None = Field(default=None, ge=0)
     """Groups of the jackknife behind `mir_stderr`; 0 for none, 5 where memory allows if not given."""
+    mir_sample_rows: int = Field(default=0, ge=0, le=1024)
+    """Rows a layer and modality that are written beside the side file, for `mir-task plot --tokens`."""
+    mir_extras: tuple[Literal["cka", "mmd"], ...] = ()
+    """Figures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
     mir_host_memory: float | None = Field(default=None, gt=0)
     """GiB of host memory for statistics, a process; half of what is free if not given."""
     mir_accelerator_memory: float | None = Field(default=None, ge=0)

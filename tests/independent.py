@@ -1,9 +1,11 @@
 """MIR written down once more, from the paper's equations, to test the package against."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
+import scipy.spatial
 import torch
 from numpy.typing import ArrayLike
 
@@ -17,10 +19,12 @@ def frechet(vision: np.ndarray, text: np.ndarray) -> float:
     return float(mean @ mean + np.trace(a) + np.trace(b) - 2 * root)
 
 
-def without_outliers(rows: np.ndarray) -> np.ndarray:
+def without_outliers(rows: np.ndarray, rule: str = "replace") -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1)
     lower_median = np.sort(norms)[(len(norms) - 1) // 2]
     outlier = np.abs(norms - lower_median) > 3 * norms.std(ddof=1)
+    if rule == "drop":
+        return rows[~outlier]
     medians = np.sort(rows, axis=0)[(len(rows) - 1) // 2]
     return np.where(outlier[:, None], medians, rows)
 
@@ -33,6 +37,55 @@ def mir(vision: Sequence[ArrayLike], text: Sequence[ArrayLike]) -> float:
         scale = 1 / np.linalg.norm(t, axis=1).mean()
         total += frechet(without_outliers(v * scale), without_outliers(t * scale))
     return float(np.log10(total))
+
+
+def effective_rank(rows: np.ndarray) -> float:
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> dict[str, float]:
+    """Of one layer, by the names in the side file."""
+    v, t = (np.asarray(rows, dtype=np.float64) for rows in (vision, text))
+    norms = [np.linalg.norm(rows, axis=1).mean() for rows in (v, t)]
+    clean_v, clean_t = without_outliers(v, rule), without_outliers(t, rule)
+    a, b = clean_v.mean(0), clean_t.mean(0)
+    return {
+        "norm_ratio": norms[0] / norms[1],
+        "centroid_distance": np.linalg.norm(a - b) / norms[1],
+        "mean_cosine": a @ b / np.sqrt(a @ a * (b @ b)),
+        "vision_effective_rank": effective_rank(clean_v),
+        "text_effective_rank": effective_rank(clean_t),
+        "vision_tokens_per_dimension": v.shape[0] / v.shape[1],
+        "text_tokens_per_dimension": t.shape[0] / t.shape[1],
+    }
+
+
+def cka(a: np.ndarray, b: np.ndarray) -> float:
+    """Debiased linear CKA, HSIC as a mean over all quadruples of different pairs (n is small)."""
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        quadruples = itertools.permutations(range(len(k)), 4)
+        terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in quadruples]
+        return float(np.mean(terms))
+
+    k, m = a @ a.T, b @ b.T
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def mmd2(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.concatenate([a, b])
+    width = np.median(scipy.spatial.distance.pdist(both))
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.exp(-scipy.spatial.distance.cdist(x, y, "sqeuclidean") / (2 * width**2))
+
+    def off_diagonal_mean(x: np.ndarray) -> float:
+        values = kernel(x, x)
+        return values[~np.eye(len(x), dtype=bool)].mean()
+
+    return float(off_diagonal_mean(a) + off_diagonal_mean(b) - 2 * kernel(a, b).mean())
 
 
 def mir_of_model(model: torch.nn.Module, calls: Sequence[dict[str, torch.Tensor]]) -> float:
