@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mir_task.metric import MIRResult
-from mir_task.results import FAULTS, in_words, read_report
+from mir_task.results import FAULTS, in_words, load_report
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
@@ -153,7 +153,7 @@ def read_record(path: Path) -> Record:
         OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError:
             it is none (`mir_task.results.FAULTS`).
     """
-    report = read_report(path)
+    report = load_report(path)
     result, settings = MIRResult.from_dict(report), report["settings"]
     rows = {document["id"]: int(document["row"]) for document in report["documents"]}
     limit, counted = settings.get("mir_text_limit"), settings.get("mir_text_rows")

@@ -46,7 +46,7 @@ def read_reports(folder: Path) -> tuple[list[dict[str, Any]], dict[Path, str]]:
     reports, faults = [], {}
     for path in sorted(folder.rglob("*_mir_*.json"), key=lambda path: path.name):
         try:
-            report = read_report(path)
+            report = load_report(path)
             MIRResult.from_dict(report)
         except FAULTS as error:
             faults[path] = in_words(error)
@@ -111,7 +111,7 @@ FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, Arithmeti
 """What reading a file can raise that is truncated, foreign or not JSON at all."""
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def load_report(path: Path) -> dict[str, Any]:
     """A side file's content.
 
     Raises:
