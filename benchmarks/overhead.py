@@ -1,4 +1,4 @@
-"""What measuring adds to the forwards: `python -m benchmarks.overhead [D]`.
+"""What measuring adds to the forwards: `python -m benchmarks.overhead [D [DOCUMENTS]]`.
 
 The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
 without capture and statistics, on a LLaVA whose forward dominates (2 decoder layers of D = 1,024
@@ -13,8 +13,6 @@ from typing import Any
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
 
-DOCUMENTS = 100
-
 
 def main() -> None:
     """Print the times."""
@@ -24,7 +22,7 @@ def main() -> None:
     from mir_task.placement import send
 
     def task(groups: int) -> Any:
-        keys = {"mir_base": "mir_demo", "mir_documents": DOCUMENTS, "mir_groups": groups}
+        keys = {"mir_base": "mir_demo", "mir_documents": documents, "mir_groups": groups}
         made = MIRTask({"task": f"mir_{groups}", **keys})
         made.build_all_requests(rank=0, world_size=1)
         lm.task_dict[made.name] = made.dataset
@@ -34,7 +32,7 @@ def main() -> None:
         for document in adapter_documents(made, made.instances):
             send(lm, "assistant_chat", [document])
 
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
+    size, documents = (int(value) for value in (*sys.argv[1:], *("1024", "100")[len(sys.argv) - 1 :]))
     with tempfile.TemporaryDirectory() as folder:
         make_llava(Path(folder), hidden_size=size, layers=2, image_size=336)
         arguments = f"pretrained={folder},device=cpu,device_map=cpu"
@@ -47,7 +45,7 @@ def main() -> None:
             "with MIR and its standard error (5 groups)": lambda: mir_prefill(lm, grouped.instances),
         }
         seconds = in_turns(ways, repeats=3)
-        print(f"\n| {DOCUMENTS} documents | seconds | beyond the adapter alone |")
+        print(f"\n| {documents} documents | seconds | beyond the adapter alone |")
         print("|---|---:|---:|")
         for name, value in seconds.items():
             share = value / seconds["the adapter alone"] - 1

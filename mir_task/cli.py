@@ -1,6 +1,7 @@
 """The command `mir-task`. Exit code 0: done; 1: cannot measure or something failed; 2: usage."""
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,15 +284,186 @@ def plot(
     Or, with --tokens, vision and text tokens in two dimensions, as figure 2 of the paper does.
     """
     from mir_task import plot as drawing
-    from mir_task.results import read_report
 
     if (tokens is None) == (not side_files):
         raise click.UsageError("give side files, or --tokens FILE.npz")
     if tokens is not None:
         drawing.draw_tokens(tokens, picture, layers=layers, method=method)
     else:
-        drawing.draw_reports({path: read_report(path) for path in side_files}, picture, diagnostic)
+        drawing.draw_side_files(side_files, picture, diagnostic)
     click.echo(picture)
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """A time such as 90, 30m or 8h."""
+    if value is None:
+        return None
+    number, unit = (value[:-1], value[-1]) if value[-1:] in ("s", "m", "h") else (value, "s")
+    try:
+        return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no time such as 90, 30m or 8h") from None
+
+
+def _variables(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """NAME=VALUE pairs."""
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not of the form NAME=VALUE")
+    return dict(value.split("=", 1) for value in values)
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("models", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tasks", default="", help="In the place of those in the file, with commas between.")
+@click.option("--output_path", "folder", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--launcher",
+    type=click.Choice(["none", "torchrun", "accelerate"]),
+    default="none",
+    help="Of each run.",
+)
+@click.option("--processes", type=click.IntRange(min=1), default=1, help="Of each run, by the launcher.")
+@click.option("--time-limit", callback=_seconds, help="Of each run: seconds, or 30m, or 8h.")
+@click.option("--env", multiple=True, callback=_variables, help="NAME=VALUE for each run.")
+@click.option("--gpus", default="", help="Such as 0,1: a model on each at a time; one in all without.")
+@click.option("--retry-failed", is_flag=True, help="Run again what failed before.")
+@click.option("--only", multiple=True, help="Name of a run; others are left alone.")
+@click.option("--dry-run", is_flag=True, help="Say what would run.")
+@click.option("--print-commands", is_flag=True, help="Print one command a model, for a scheduler.")
+def zoo(
+    models: Path,
+    tasks: str,
+    folder: Path,
+    launcher: str,
+    processes: int,
+    time_limit: float | None,
+    env: dict[str, str],
+    gpus: str,
+    retry_failed: bool,
+    only: tuple[str, ...],
+    dry_run: bool,
+    print_commands: bool,
+) -> None:
+    """Measure each model of MODELS, a file as for lmms-eval's --config, in a process of its own.
+
+    What is finished in the output folder is not run again, so that the same command goes on after
+    whatever stopped it. Exit code 1 when a model failed.
+    """
+    from mir_task import zoo as keeper
+
+    options = keeper.Options(
+        launcher=launcher,
+        processes=processes,
+        time_limit=time_limit,
+        environment=env,
+        gpus=_parts(gpus),
+    )
+    runs = keeper.read(models, _parts(tasks))
+    if only:
+        if unknown := set(only) - {run.name for run in runs}:
+            raise click.UsageError(f"no run is named {', '.join(sorted(unknown))} in {models}")
+        runs = [run for run in runs if run.name in only]
+    if print_commands:
+        arguments = [word for word in sys.argv[2:] if word not in ("--print-commands", str(models))]
+        click.echo("\n".join(keeper.shell_commands(models, runs, arguments)))
+        return
+    house = keeper.Zoo(runs, folder, options)
+    if dry_run:
+        for run in runs:
+            known = house.before(run)
+            again = known is not None and known.state == "failed before" and retry_failed
+            would = "would run" if known is None or again else f"{known.state}: {known.detail}"
+            click.echo(f"{run.name}: {would}")
+        return
+    outcomes = []
+    for outcome in house.run(retry_failed=retry_failed):
+        outcomes.append(outcome)
+        click.echo(keeper.told(outcome, outcomes, len(runs), len(options.gpus)))
+    click.echo(keeper.summary(outcomes))
+    if any("failed" in outcome.state for outcome in outcomes):
+        raise SystemExit(1)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command()
+@click.argument(
+    "folders",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option("--csv", "csv_file", type=_file, help="Write a row a value into this file.")
+@click.option("--json", "json_file", type=_file, help="Write everything into this file.")
+@click.option("--html", "html_file", type=_file, help="Write a page that needs nothing else.")
+@click.option("--all-runs", is_flag=True, help="Every run, not the newest of each model.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    default=("*",),
+    help="Columns whose names match, such as 'mmbench*'; all if left out. Any number of times.",
+)
+def leaderboard(
+    folders: tuple[Path, ...],
+    csv_file: Path | None,
+    json_file: Path | None,
+    html_file: Path | None,
+    all_runs: bool,
+    benchmarks: tuple[str, ...],
+) -> None:
+    """Models by MIR beside their benchmark scores, from results in the folders DIR and below.
+
+    Prints Markdown. What does not compare is set apart with the reason and ranked by itself.
+    """
+    from mir_task import leaderboard as leading
+    from mir_task.records import read_runs
+
+    runs = read_runs(folders)
+    for path, fault in runs.faults.items():
+        click.echo(f"left out {path}: {fault}", err=True)
+    if not runs.records:
+        places = ", ".join(map(str, folders))
+        raise MIRError(f"no MIR in {places}: run lmms-eval with a MIR task and --output_path first")
+    content = leading.board(runs, all_runs=all_runs, benchmarks=benchmarks)
+    for file, written in (
+        (csv_file, leading.in_csv),
+        (json_file, leading.in_json),
+        (html_file, leading.in_html),
+    ):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(written(content), encoding="utf-8")
+    click.echo(leading.in_markdown(content))
+
+
+@main.command()
+@click.argument("first", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, path_type=Path))
+@click.option("--task", help="Which task, where folders hold several.")
+@click.option("--json", "json_file", type=_file, help="Write everything into this file.")
+def compare(first: Path, second: Path, task: str | None, json_file: Path | None) -> None:
+    """MIR of SECOND less that of FIRST, and whether the difference can be told from zero.
+
+    Each is a side file, <date>_mir_<task>.json, or a folder with one of the same task. Exit code 1, with
+    the reason, where the two do not compare.
+    """
+    from mir_task import compare as comparing
+    from mir_task.results import write_json
+
+    comparison = comparing.compare(*comparing.find(first, second, task))
+    click.echo(comparing.in_markdown(comparison))
+    if json_file is not None:
+        write_json(json_file, comparison.to_dict())
 
 
 @main.command()

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from mir_task import __version__, plot
-from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.settings import TOKENS
 
@@ -57,39 +56,39 @@ def read_reports(folder: Path) -> tuple[list[dict[str, Any]], dict[Path, str]]:
     reports, faults = [], {}
     for path in sorted(folder.rglob("*_mir_*.json"), key=lambda path: path.name):
         try:
-            report = json.loads(path.read_text("utf-8"))
-            if report["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(
-                    f"its schema_version is {report['schema_version']}, not {SCHEMA_VERSION}"
-                )
+            report = read_report(path)
             MIRResult.from_dict(report)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            faults[path] = f"{type(error).__name__}: {error}"
+        except FAULTS as error:
+            faults[path] = in_words(error)
         else:
             reports.append(report)
     return reports, faults
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """One side file.
-
-    Raises:
-        MIRError: it is none, or of another version.
-    """
-    try:
-        report: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        MIRResult.from_dict(report)
-        if report["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"its schema_version is {report['schema_version']}, not {SCHEMA_VERSION}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MIRError(
-            f"{path} is no side file (<date>_mir_<task>.json) that can be read: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    return report
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a value can depend on."""
     others = {name: version(name) for name in ("lmms-eval", "transformers", "torch")}
     return {"mir-task": __version__, **others}
+
+
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a file can raise that is truncated, foreign or not JSON at all."""
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A side file's content.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is no side file of this version.
+    """
+    report: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if report["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is {report['schema_version']}, not {SCHEMA_VERSION}")
+    return report
+
+
+def in_words(fault: Exception) -> str:
+    """What is wrong with a file, for a person to read."""
+    if isinstance(fault, KeyError):
+        return f"it has no {fault}"
+    return f"{type(fault).__name__}: {fault}"

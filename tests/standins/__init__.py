@@ -13,7 +13,6 @@ def manifests() -> list[Any]:
 
     from tests.standins.families import FAMILIES
 
-    return [
-        ModelManifest(model_id=name, simple_class_path=f"{family.__module__}.{family.__name__}")
-        for name, family in FAMILIES.items()
-    ]
+    paths = {name: f"{family.__module__}.{family.__name__}" for name, family in FAMILIES.items()}
+    paths["standin_hangs"] = "tests.standins.hangs.Hangs"
+    return [ModelManifest(model_id=name, simple_class_path=path) for name, path in paths.items()]
