@@ -1,8 +1,8 @@
 """What the effective ranks add to the metric stage of one layer: `python -m benchmarks.effective_rank`.
 
 Tokens of `benchmarks.stage` through `MIRMeter`, on one thread. The first documents alone are there
-because sums over tokens take the least time then. Both ways run back to back, in processor time; the
-median of their ratios is given.
+because sums over tokens take the least time then. Both ways run back to back; processor time, and
+the median of their ratios.
 """
 
 import statistics

@@ -461,14 +461,13 @@ def plot(
     Or, with --tokens, vision and text tokens in two dimensions, as figure 2 of the paper does.
     """
     from mir_task import plot as drawing
-    from mir_task.results import open_report
 
     if (tokens is None) == (not side_files):
         raise click.UsageError("give side files, or --tokens FILE.npz")
     if tokens is not None:
         drawing.draw_tokens(tokens, picture, layers=layers, method=method)
     else:
-        drawing.draw_reports({path: open_report(path) for path in side_files}, picture, diagnostic)
+        drawing.draw_side_files(side_files, picture, diagnostic)
     click.echo(picture)
 
 

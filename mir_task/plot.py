@@ -142,22 +142,34 @@ def draw_layers(
     _save(figure, path)
 
 
-def draw_reports(reports: Mapping[Path, Mapping[str, Any]], path: Path, diagnostic: str) -> None:
-    """As `draw_layers`, of what stands in side files, each labelled by what tells it from the others."""
-    names = [
-        (_short_name(report["model_name"]), str(report["task"]), str(source))
-        for source, report in reports.items()
-    ]
+def draw_side_files(sources: Iterable[Path], path: Path, diagnostic: str) -> None:
+    """As `draw_layers`, of side files, each labelled by what tells it from the others.
+
+    Raises:
+        MIRError: a file is none, or lacks the diagnostic.
+    """
+    from mir_task.results import FAULTS, in_words, read_report
+
+    names, results, kinds = [], [], set()
+    for source in sources:
+        try:
+            report = read_report(source)
+            results.append(MIRResult.from_dict(report))
+            names.append((_short_name(report["model_name"]), str(report["task"]), str(source)))
+            kinds.add(TOKENS[report["settings"]["mir_modality"]])
+        except FAULTS as error:
+            raise MIRError(
+                f"{source} is no side file: {in_words(error)}. Name the <date>_mir_<task>.json of a run"
+            ) from None
     shared = [len({name[part] for name in names}) == 1 for part in range(3)]
-    told = next(n for n in range(1, 4) if len({name[:n] for name in names}) == len(names))
-    results = {
+    told = next((n for n in range(1, 4) if len({name[:n] for name in names}) == len(names)), 3)
+    labelled = {
         _joined(part for part, same in zip(name[:told], shared, strict=False) if not same)
-        or name[0]: MIRResult.from_dict(report)
-        for name, report in zip(names, reports.values(), strict=True)
+        or name[0]: result
+        for name, result in zip(names, results, strict=True)
     }
-    kinds = {TOKENS[report["settings"]["mir_modality"]] for report in reports.values()}
     draw_layers(
-        results,
+        labelled,
         path,
         title=_joined(names[0][part] for part in (1, 0) if shared[part]),
         tokens=kinds.pop() if len(kinds) == 1 else "media",
@@ -334,6 +346,8 @@ def _scale(axes: Any, panel: _Panel) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}" if high / low <= 5 else NullFormatter())
         axes.tick_params(axis="y", which="minor", labelsize=7)
+    elif panel is DIAGNOSTICS["share"]:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("decoder layer")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3, which="both", lw=0.4)

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from mir_task import __version__, plot
-from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.settings import TOKENS
 
@@ -61,20 +60,6 @@ def read_reports(folder: Path) -> tuple[list[dict[str, Any]], dict[Path, str]]:
         except FAULTS as error:
             faults[path] = in_words(error)
     return reports, faults
-
-
-def open_report(path: Path) -> dict[str, Any]:
-    """As `read_report`.
-
-    Raises:
-        MIRError: it is no side file of this version.
-    """
-    try:
-        return read_report(path)
-    except FAULTS as error:
-        raise MIRError(
-            f"{path} is no side file (<date>_mir_<task>.json) that can be read: {in_words(error)}"
-        ) from None
 
 
 def versions() -> dict[str, str]:

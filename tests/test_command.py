@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,8 @@ task: mir_few
 class: !function mir_task.harness.MIRTask
 mir_base: mir_demo
 mir_documents: 2
+mir_sample_rows: 20
+mir_extras: [cka, mmd]
 """
 
 
@@ -151,6 +154,9 @@ def test_several_processes_give_the_figure_of_one(llava, tmp_path, processes: in
     stderr = alone["mir_demo"]["mir_stderr,none"]
     assert together["mir_demo"]["mir_stderr,none"] == pytest.approx(stderr, abs=1e-6)
     assert together["mir_few"]["mir_stderr,none"] == "N/A"
+    (rows,) = tmp_path.rglob("*_mir_mir_few.npz")
+    with np.load(rows) as file:
+        assert file["text_3"].shape == (20, 64)
 
 
 FAILING_RANK = """
