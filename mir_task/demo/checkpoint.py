@@ -5,6 +5,7 @@ about any real model: it is there to run the whole path in a minute.
 """
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,10 @@ def main() -> None:
     """Command line: write the demo's checkpoint to a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    make_llava(parser.parse_args().folder)
+    defaults = inspect.signature(make_llava).parameters
+    for name in ("hidden_size", "layers", "image_size", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=defaults[name].default)
+    make_llava(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
