@@ -197,6 +197,17 @@ class Adapter:
             "placement": self.placement,
         }
 
+    def see(self, document: Document, probe: Document | None) -> Seen:
+        """What the model sees of one document; `probe` as in `run`.
+
+        Raises:
+            MIRError: it cannot be measured, with the reason.
+        """
+        ((_, outcome),) = self.run([document], probe)
+        if isinstance(outcome, Rejected):
+            raise MIRError(f"document {document.id!r}: {outcome.reason}")
+        return outcome
+
     def run(self, batch: list[Document], probe: Document | None) -> Iterator[tuple[Document, Outcome]]:
         """Each document of a batch with what the model saw of it, or why it cannot be measured.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
-from mir_task.adapter import Adapter, Rejected, Seen, capturing
+from mir_task.adapter import Adapter, Seen, capturing
 from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import documents_of
@@ -102,7 +102,7 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     modality = task.settings.mir_modality
     with capturing(lm, modality=modality) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
-        seen = [_seen(adapter, *pair) for pair in zip(documents, reversed(documents), strict=True)]
+        seen = [adapter.see(*pair) for pair in zip(documents, reversed(documents), strict=True)]
     facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows
     devices = sorted({str(p.device) for p in capture.decoder.module.parameters()})
     placement = facts["placement"]
@@ -121,13 +121,6 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
             for document, of_document in zip(documents, seen, strict=True)
         ],
     )
-
-
-def _seen(adapter: Adapter, document: Document, other: Document) -> Seen:
-    ((_, outcome),) = adapter.run([document], probe=other)
-    if isinstance(outcome, Rejected):
-        raise MIRError(f"document {document.id!r}: {outcome.reason}")
-    return outcome
 
 
 def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:

@@ -208,13 +208,13 @@ def robustness(folder: Path) -> None:
 
     Of the tasks of the group mir_robustness: each value, and range and standard deviation over each set.
     """
-    from mir_task.results import read_reports
+    from mir_task.records import read_runs
     from mir_task.robustness import tables
 
-    reports, faults = read_reports(folder)
-    for path, fault in faults.items():
+    runs = read_runs([folder])
+    for path, fault in runs.faults.items():
         click.echo(f"left out {path}: {fault}", err=True)
-    text = tables(reports, TASK_CONFIGS)
+    text = tables(runs.records, TASK_CONFIGS)
     if not text:
         raise MIRError(f"no side file of a task of mir_robustness is in {folder}: run lmms-eval first")
     click.echo(text)

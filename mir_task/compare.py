@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from mir_task.errors import MIRError
+from mir_task.metric import jackknife_stderr
 from mir_task.records import Record, differences, read_record, read_runs
 from mir_task.results import FAULTS, in_words
 
@@ -113,23 +114,17 @@ def _groups(record: Record) -> dict[str, int]:
     return {name: row % count for name, row in record.rows.items()} if count > 1 else {}
 
 
-def _without_groups(record: Record) -> list[float]:
-    """MIR of all documents but one group's, for each group."""
-    assert record.result is not None
-    return [math.log10(sum(distances)) for distances in record.result.leave_one_group_out]
-
-
 def _paired(first: Record, second: Record) -> Error | None:
     """By the delete-a-group jackknife of the difference; None where groups are not the same."""
     groups = _groups(first)
     if not groups or groups != _groups(second):
         return None
-    pairs = zip(_without_groups(first), _without_groups(second), strict=True)
+    assert first.result is not None
+    assert second.result is not None
+    pairs = zip(first.result.left_out_mir, second.result.left_out_mir, strict=True)
     values = [other - one for one, other in pairs]
-    count, mean = len(values), sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values)
-    how = f"paired: both saw the same documents in the same {count} groups"
-    return Error(math.sqrt((count - 1) / count * spread), count - 1, how)
+    how = f"paired: both saw the same documents in the same {len(values)} groups"
+    return Error(jackknife_stderr(values), len(values) - 1, how)
 
 
 def _unpaired(first: Record, second: Record) -> Error | None:
@@ -138,7 +133,8 @@ def _unpaired(first: Record, second: Record) -> Error | None:
     for record in (first, second):
         if record.mir_stderr is None:
             return None
-        parts.append((record.mir_stderr**2, len(_without_groups(record)) - 1))
+        assert record.result is not None
+        parts.append((record.mir_stderr**2, len(record.result.leave_one_group_out) - 1))
     total = sum(square for square, _ in parts)
     below = sum(square**2 / freedom for square, freedom in parts)
     freedom = total**2 / below if below else float(min(freedom for _, freedom in parts))

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet
@@ -28,19 +29,8 @@ FEATURES = datasets.Features(
     text=datasets.Value("string"),
 )
 _METADATA_KEY = b"mir_task"
-# Settings that a copy does not fix: how many documents are used, and what is done with them.
-_FREE = {
-    "mir_documents",
-    "mir_text_limit",
-    "mir_text_rows",
-    "mir_placement",
-    "mir_outliers",
-    "mir_on_error",
-    "mir_late_outliers",
-    "mir_groups",
-    "mir_host_memory",
-    "mir_accelerator_memory",
-}
+_SOURCE = re.compile(r"mir_(modality|seed|pairing|media_.+|text_(dataset|config|split|column|id))")
+"""Settings that a copy fixes: which documents there are, in which order."""
 
 
 def documents(task: str, settings: Settings) -> datasets.Dataset:
@@ -75,7 +65,7 @@ def prepare(task: str, settings: Settings, folder: Path) -> Path:
     drawn = _draw_documents(task, settings)
     cells = [with_bytes(cell) for cell in drawn["media"]]
     table = datasets.Dataset.from_dict({**drawn[:], "media": cells}, features=FEATURES).data.table
-    fixed = settings.model_dump_json(exclude=_FREE).encode()
+    fixed = json.dumps(_fixed(settings)).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: fixed})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{task}.parquet"
@@ -83,6 +73,11 @@ def prepare(task: str, settings: Settings, folder: Path) -> Path:
     pyarrow.parquet.write_table(table, partial)
     os.replace(partial, path)
     return path
+
+
+def _fixed(settings: Settings) -> dict[str, Any]:
+    values = settings.model_dump(mode="json")
+    return {name: value for name, value in values.items() if _SOURCE.fullmatch(name)}
 
 
 def _copy_of(task: str) -> Path | None:
@@ -94,7 +89,7 @@ def _copy_of(task: str) -> Path | None:
 def _read_copy(path: Path, task: str, settings: Settings) -> datasets.Dataset:
     again = f"make it anew with `mir-task data prepare {task} --to {path.parent}`"
     fixed = json.loads((pyarrow.parquet.read_schema(path).metadata or {}).get(_METADATA_KEY, b"null"))
-    if fixed != json.loads(settings.model_dump_json(exclude=_FREE)):
+    if fixed != _fixed(settings):
         raise MIRError(f"{path} was made for other settings of {task}; {again}")
     rows = datasets.Dataset.from_parquet(str(path), features=FEATURES, keep_in_memory=True)
     if len(rows) < settings.mir_documents:

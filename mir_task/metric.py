@@ -190,12 +190,12 @@ class MIRResult:
         With MIR_(g) over all documents but group g's, and G groups:
         sqrt((G - 1) / G * sum_g (MIR_(g) - mean)^2).
         """
-        values = [math.log10(sum(distances)) for distances in self.leave_one_group_out]
-        if len(values) < 2:
-            return None
-        mean = sum(values) / len(values)
-        spread = sum((value - mean) ** 2 for value in values)
-        return math.sqrt((len(values) - 1) / len(values) * spread)
+        return jackknife_stderr(self.left_out_mir) if len(self.left_out_mir) > 1 else None
+
+    @property
+    def left_out_mir(self) -> list[float]:
+        """MIR over all documents but one group's, for each group."""
+        return [math.log10(sum(distances)) for distances in self.leave_one_group_out]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
@@ -223,6 +223,12 @@ class MIRResult:
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
             late_tokens=values["late_tokens"],
         )
+
+
+def jackknife_stderr(values: Sequence[float]) -> float:
+    """Standard error of a figure from its values without one group of documents each, two at least."""
+    count, mean = len(values), sum(values) / len(values)
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in values))
 
 
 def outlier_mask(norms: Tensor) -> Tensor:

@@ -51,17 +51,6 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def read_reports(folder: Path) -> tuple[list[dict[str, Any]], dict[Path, str]]:
-    """The side files in a folder and below, oldest first, and what is wrong with those left out."""
-    reports, faults = [], {}
-    for path in sorted(folder.rglob("*_mir_*.json"), key=lambda path: path.name):
-        try:
-            reports.append(read_report(path))
-        except FAULTS as error:
-            faults[path] = in_words(error)
-    return reports, faults
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that a value can depend on."""
     others = {name: version(name) for name in ("lmms-eval", "transformers", "torch")}
@@ -81,7 +70,6 @@ def read_report(path: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(path.read_text("utf-8"))
     if report["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is {report['schema_version']}, not {SCHEMA_VERSION}")
-    MIRResult.from_dict(report)
     return report
 
 

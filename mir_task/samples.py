@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mir_task import budget
-from mir_task.adapter import Adapter, Seen, capturing
+from mir_task.adapter import Adapter, capturing
 from mir_task.data import in_draw_order
 from mir_task.errors import MIRError
 from mir_task.harness import MIRTask, documents_of
@@ -158,11 +158,9 @@ def _first(lm: lmms, task: MIRTask, document: Document) -> tuple[dict[str, Any],
     """What the model is, and how many tokens one document gives."""
     with capturing(lm, modality=task.settings.mir_modality) as capture:
         adapter = Adapter(lm, capture, task.settings.mir_placement)
-        ((_, outcome),) = adapter.run([document], probe=None)
-        if not isinstance(outcome, Seen):
-            raise MIRError(f"document {document.id!r}: {outcome.reason}")
-        facts = {**adapter.facts(outcome.prefill), "layers": len(capture.decoder.layers)}
-    return facts, int((outcome.prefill.vision | outcome.prefill.text).sum())
+        prefill = adapter.see(document, probe=None).prefill
+        facts = {**adapter.facts(prefill), "layers": len(capture.decoder.layers)}
+    return facts, int((prefill.vision | prefill.text).sum())
 
 
 class _Run:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ LAUNCHERS = {
 """What stands between `python` and `-m lmms_eval`."""
 _POLL = 0.2
 _KILL_AFTER = 10.0
+# Bytes left on a disk that counts as full.
 _LITTLE = 2**16
 
 
@@ -213,7 +215,7 @@ class _Process:
         self.run = run
         self.gpu = gpu
         self.timed_out = False
-        self.output = zoo.folder / f".{run.name}.partial"
+        self.output = Path()
         self.started = time.monotonic()
         self.process: subprocess.Popen[bytes] | None = None
         self.error = ""
@@ -222,10 +224,13 @@ class _Process:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         try:
             zoo._failure(run).unlink(missing_ok=True)
-            shutil.rmtree(self.output, ignore_errors=True)  # of a run that was broken off
+            for broken_off in zoo.folder.glob(f".{run.name}.*.partial"):
+                shutil.rmtree(broken_off, ignore_errors=True)
             if zoo.done(run).exists():  # with results that cannot be read
                 zoo.done(run).rename(zoo.folder / f"{run.name}.damaged-{time.time_ns()}")
-            self.output.mkdir()
+            # A folder of its own: processes of a launcher that was killed may write to the last one.
+            output = tempfile.mkdtemp(dir=zoo.folder, prefix=f".{run.name}.", suffix=".partial")
+            self.output = Path(output)
             (self.output / "config.yaml").write_text(yaml.safe_dump([dict(run.config)]), "utf-8")
             with zoo.log(run).open("wb") as log:
                 self.process = subprocess.Popen(

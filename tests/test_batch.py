@@ -60,7 +60,6 @@ def values(output: Path) -> dict[str, float]:
     found = {}
     for path in output.rglob("*_mir_mir_demo.json"):
         report = json.loads(path.read_text())
-        assert report["mir"] == pytest.approx(report["mir"])
         found[Path(report["model_name"]).name] = report["mir"]
     return found
 
