@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
 
@@ -18,8 +20,8 @@ def main() -> None:
     """Print the times."""
     from lmms_eval.models import get_model
 
+    from mir_task.adapter import Adapter
     from mir_task.harness import MIRTask, adapter_documents, mir_prefill
-    from mir_task.placement import send
 
     def task(groups: int) -> Any:
         keys = {"mir_base": "mir_demo", "mir_documents": documents, "mir_groups": groups}
@@ -29,8 +31,10 @@ def main() -> None:
         return made
 
     def without(made: Any) -> None:
-        for document in adapter_documents(made, made.instances):
-            send(lm, "assistant_chat", [document])
+        adapter = Adapter(lm, made.settings)
+        with torch.no_grad():
+            for document in adapter_documents(made, made.instances):
+                adapter.send([document], "assistant_chat")
 
     size, documents = (int(value) for value in (*sys.argv[1:], *("1024", "100")[len(sys.argv) - 1 :]))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,12 @@
 """MIR, the Modality Integration Rate (arXiv 2410.07167), as a plugin for lmms-eval.
 
-`modality_integration_rate` computes it from hidden states that are at hand; `MIRMeter`
-accumulates documents one by one. Importing this package loads neither the harness nor transformers.
+`measure` computes it for a model and its processor; `MIRMeter` accumulates documents of any loop one
+by one; `modality_integration_rate` computes it from hidden states that are at hand. Importing this
+package loads neither the harness nor transformers.
 """
 
 from mir_task.errors import MIRError
+from mir_task.library import measure
 from mir_task.meter import MIRMeter
 from mir_task.metric import LayerResult, MIRResult, modality_integration_rate
 
@@ -16,5 +18,6 @@ __all__ = [
     "MIRMeter",
     "MIRResult",
     "__version__",
+    "measure",
     "modality_integration_rate",
 ]

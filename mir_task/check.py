@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
-from mir_task.adapter import Adapter, Seen, capturing
+from mir_task.adapter import Adapter
 from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import documents_of
 from mir_task.placement import Document
+from mir_task.reader import Seen
 from mir_task.settings import TOKENS
 
 DOCUMENTS = 2
@@ -100,11 +101,11 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     """
     task, documents = documents_of(lm, {**config, "mir_documents": DOCUMENTS})
     modality = task.settings.mir_modality
-    with capturing(lm, modality=modality) as capture:
-        adapter = Adapter(lm, capture, task.settings.mir_placement)
+    adapter = Adapter(lm, task.settings)
+    with adapter.capturing():
         seen = [adapter.see(*pair) for pair in zip(documents, reversed(documents), strict=True)]
     facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows
-    devices = sorted({str(p.device) for p in capture.decoder.module.parameters()})
+    devices = sorted({str(p.device) for p in adapter.decoder.module.parameters()})
     placement = facts["placement"]
     return Report(
         adapter=f"{type(lm).__module__}.{type(lm).__name__} ({'simple' if lm.is_simple else 'chat'})",

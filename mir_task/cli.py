@@ -93,7 +93,7 @@ def prepare(task: str, folder: Path, documents: int | None, include_path: Path |
     keys = mir_keys(_config(task, include_path))
     if documents is not None:
         keys["mir_documents"] = documents
-    path = write(task, Settings.of_task(task, keys), folder)
+    path = write(task, Settings.of(f"task {task}", keys), folder)
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

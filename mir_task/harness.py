@@ -4,6 +4,7 @@ Importing this module does what the entry point does (`mir_task.plugin`), so tha
 `--include_path` works where the entry point was not read.
 """
 
+import functools
 import inspect
 import itertools
 import json
@@ -18,8 +19,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
+from mir_task.adapter import Adapter
 from mir_task.data import documents
-from mir_task.distributed import all_gather, on_every_rank, world_size
+from mir_task.distributed import all_gather, on_every_rank, rank, world_size
 from mir_task.media import open_media
 from mir_task.metric import MIRResult
 from mir_task.passes import Whole, measure_together
@@ -51,7 +53,7 @@ class MIRTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any]) -> None:
         config = with_base(config, {**packaged_tasks(), **yaml_paths})
         self.name = name = config["task"]
-        self.settings = Settings.of_task(name, mir_keys(config))
+        self.settings = Settings.of(f"task {name}", mir_keys(config))
         self.result: MIRResult | None = None
         self._no_data: Exception | None = None
         self.metadata: dict[str, Any] = {"version": self.VERSION}
@@ -172,17 +174,18 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     for name in dict.fromkeys(itertools.chain(*names)):
         task = MIRTask.by_name[name]
         own = [request for request in requests if request.metadata["task"] == name]
-        documents = list(adapter_documents(task, own))
         try:
-            measured, whole = measure_together(lm, documents, task.settings, name)
+            make = functools.partial(Adapter, lm, task.settings)
+            whole = measure_together(make, list(adapter_documents(task, own)), task.settings, name)
         except Exception as error:  # noqa: BLE001 - raised below, as on every other process
             logger.error(f"{name}: {error}")
             failures.append(error)
             continue
         with on_every_rank():
-            if whole is not None:
+            if rank() == 0:
                 _conclude(lm, task, whole)
-        counted |= {(name, document["row"]): document for document in measured.documents.values()}
+        seen = whole.measured.documents.values()
+        counted |= {(name, document["row"]): document for document in seen}
     if failures:
         raise failures[0]
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
@@ -199,7 +202,7 @@ def adapter_documents(task: MIRTask, requests: list[Instance]) -> Iterator[Docum
     counted = {r.doc_id for r in requests if not r.metadata.get("__padding_only__")}
     for number, row in enumerate([*sorted(counted), *padding]):
         values, counts = rows[row], number < len(counted)
-        yield Document(values["id"], name, SPLIT, row, values["text"], task.doc_to_visual, counts)
+        yield Document(values["id"], row, values["text"], task.doc_to_visual, counts, name, SPLIT)
 
 
 def documents_of(lm: lmms, config: Mapping[str, Any]) -> tuple[MIRTask, list[Document]]:

@@ -1,4 +1,4 @@
-"""All passes over a task's documents, on all processes together.
+"""All passes over the documents, on all processes together.
 
 Mostly there is one. The documents run again for layers that did not fit into memory beside the others
 (`mir_task.budget`), and for layers whose outliers could not be told in one pass (`mir_task.moments`).
@@ -8,18 +8,15 @@ computes its distance.
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from lmms_eval.api.model import lmms
 from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
 from mir_task import budget
-from mir_task.adapter import torch_models
-from mir_task.capture import find_decoder
 from mir_task.distributed import (
     all_gather,
     gather,
@@ -29,16 +26,17 @@ from mir_task.distributed import (
     world_size,
 )
 from mir_task.errors import MIRError
-from mir_task.measure import Measurement, measure
+from mir_task.measurement import Measurement, measure
 from mir_task.meter import MIRMeter, groups_to_leave_out
 from mir_task.metric import MeasuredLayer, MIRResult
 from mir_task.moments import KnownLayer, LayerStatistics
 from mir_task.placement import Document
-from mir_task.settings import Settings
+from mir_task.reader import Reader
+from mir_task.settings import Measuring
 
 
 class Whole(NamedTuple):
-    """What all processes measured of a task."""
+    """What all processes measured together."""
 
     result: MIRResult
     measured: Measurement
@@ -51,20 +49,26 @@ class Whole(NamedTuple):
 
 
 def measure_together(
-    lm: lmms, documents: list[Document], settings: Settings, name: str
-) -> tuple[Measurement, Whole | None]:
-    """This process's measurement and, on process 0, the result of all.
+    make_reader: Callable[[], Reader],
+    documents: list[Document],
+    settings: Measuring,
+    name: str,
+    *,
+    bars: bool = True,
+) -> Whole:
+    """The result of all processes' documents, on each of them.
 
     Args:
-        lm: loaded adapter.
+        make_reader: gives what runs this process's model.
         documents: of this process, in the order to run.
-        settings: of the task.
+        settings: what is measured and how.
         name: of the task, for bars and messages.
+        bars: whether process 0 shows progress bars.
 
     Raises:
         MIRError: on every process alike, when one of them cannot go on.
     """
-    plan = _common_plan(lm, settings)
+    reader, plan = _common_plan(make_reader, settings)
     notes = list(plan.notes)
     _log(name, notes)
     todo = deque(plan.passes)
@@ -84,12 +88,13 @@ def measure_together(
         )
         with on_every_rank():
             part = measure(
-                lm,
+                reader,
                 [document for document in documents if document.id not in own.skipped],
                 meter,
                 {number: plan.devices[number] for number in numbers},
                 settings,
                 name,
+                bars=bars,
             )
             own.merge(part)
             own.seconds += part.seconds
@@ -101,7 +106,7 @@ def measure_together(
             continue
         started = time.perf_counter()
         left_out = _groups(meter, own, name)
-        computed, late = _compute(_share(meter, plan), meter, left_out, name)
+        computed, late = _compute(_share(meter, plan), meter, left_out, f"{name}: layers", bars)
         done |= computed
         seconds += time.perf_counter() - started
         if late:
@@ -112,28 +117,24 @@ def measure_together(
     if plan.groups and not left_out:
         notes.append(f"mir_stderr is N/A: fewer documents than its {plan.groups} groups; set mir_groups")
         _log(name, notes[-1:])
-    parts = gather(own)
-    whole = None
+    measured, *others = all_gather(own)
     with on_every_rank():
-        if parts is not None:
-            measured, *others = parts
-            for other in others:
-                measured.merge(other)
-            result = MIRResult.of_layers(done.values(), settings.mir_outliers)
-            rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
-            whole = Whole(result, measured, notes, seconds, rows)
-    return own, whole
+        for other in others:
+            measured.merge(other)
+        result = MIRResult.of_layers(done.values(), settings.mir_outliers)
+    rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
+    return Whole(result, measured, notes, seconds, rows)
 
 
-def _common_plan(lm: lmms, settings: Settings) -> budget.Plan:
-    """The same groups and passes on every process, each with its own devices."""
+def _common_plan(make_reader: Callable[[], Reader], settings: Measuring) -> tuple[Reader, budget.Plan]:
+    """The same groups and passes on every process, each with its own reader and devices."""
     with on_every_rank():
-        decoder = find_decoder(torch_models(lm)[0])
-        devices = budget.layer_devices(decoder)
+        reader = make_reader()
+        devices = budget.layer_devices(reader.decoder)
         own = budget.room(devices, settings.mir_host_memory, settings.mir_accelerator_memory)
     room = budget.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))
     with on_every_rank():
-        return budget.plan(devices, budget.shape(decoder), room, settings.mir_groups)
+        return reader, budget.plan(devices, budget.shape(reader.decoder), room, settings.mir_groups)
 
 
 def _groups(meter: MIRMeter, own: Measurement, name: str) -> list[int]:
@@ -162,13 +163,17 @@ def _share(meter: MIRMeter, plan: budget.Plan) -> dict[int, list[LayerStatistics
 
 
 def _compute(
-    share: dict[int, list[LayerStatistics]], meter: MIRMeter, left_out: list[int], name: str
+    share: dict[int, list[LayerStatistics]],
+    meter: MIRMeter,
+    left_out: list[int],
+    name: str,
+    bars: bool,
 ) -> tuple[dict[int, MeasuredLayer], dict[int, KnownLayer]]:
     """All processes' layers, and what is known of those that take a second pass."""
     computed: dict[int, MeasuredLayer] = {}
     late: dict[int, KnownLayer] = {}
     with on_every_rank():
-        for number in tqdm(sorted(share), desc=f"{name}: layers", disable=rank() != 0):
+        for number in tqdm(sorted(share), desc=name, disable=not bars or rank() != 0):
             stop_if_another_failed()
             layer, *others = share.pop(number)
             for other in others:

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mir_task import budget
-from mir_task.adapter import Adapter, capturing
+from mir_task.adapter import Adapter
 from mir_task.data import in_draw_order
 from mir_task.errors import MIRError
 from mir_task.harness import MIRTask, documents_of
-from mir_task.measure import measure
+from mir_task.measurement import measure
 from mir_task.meter import MIRMeter
 from mir_task.metric import MeasuredLayer, MIRResult
 from mir_task.moments import bytes_at_most
@@ -133,10 +133,10 @@ def samples(
             "the number of documents"
         )
     task, queue = documents_of(lm, {**config, "mir_documents": count})
-    facts, tokens = _first(lm, task, queue[0])
-    run = _Run(
-        lm, task, queue, facts, sizes, [in_draw_order((d.id for d in queue), n) for n in range(draws)]
-    )
+    adapter = Adapter(lm, task.settings)
+    facts, tokens = _first(adapter, queue[0])
+    orders = [in_draw_order((d.id for d in queue), n) for n in range(draws)]
+    run = _Run(adapter, task, queue, facts, sizes, orders)
     layers = tuple(range(1, facts["layers"] + 1))
     room = budget.room({}, memory, 0).host
     at_once = math.ceil(len(layers) / passes)
@@ -154,12 +154,11 @@ def samples(
     )
 
 
-def _first(lm: lmms, task: MIRTask, document: Document) -> tuple[dict[str, Any], int]:
+def _first(adapter: Adapter, document: Document) -> tuple[dict[str, Any], int]:
     """What the model is, and how many tokens one document gives."""
-    with capturing(lm, modality=task.settings.mir_modality) as capture:
-        adapter = Adapter(lm, capture, task.settings.mir_placement)
+    with adapter.capturing():
         prefill = adapter.see(document, probe=None).prefill
-        facts = {**adapter.facts(prefill), "layers": len(capture.decoder.layers)}
+    facts = {**adapter.facts(prefill), "layers": len(adapter.decoder.layers)}
     return facts, int((prefill.vision | prefill.text).sum())
 
 
@@ -167,7 +166,7 @@ class _Run:
     """The passes over the documents.
 
     Args:
-        lm: loaded adapter.
+        adapter: that has seen a document, so the placement of all is settled.
         task: that the documents are of.
         documents: in the order to run.
         facts: of the model.
@@ -177,18 +176,17 @@ class _Run:
 
     def __init__(
         self,
-        lm: lmms,
+        adapter: Adapter,
         task: MIRTask,
         documents: list[Document],
         facts: Mapping[str, Any],
         sizes: Sequence[int],
         orders: Sequence[Sequence[str]],
     ) -> None:
-        self.lm = lm
+        self.adapter = adapter
         self.task = task
         self.documents = documents
-        found = {"mir_placement": facts["placement"], "mir_on_error": "stop"}
-        self.settings = task.settings.model_copy(update=found)
+        self.settings = task.settings.model_copy(update={"mir_on_error": "stop"})
         self.shape = budget.Shape(facts["hidden_size"], getattr(torch, facts["hidden_dtype"]).itemsize)
         self.samples = {
             Sample(draw, size): frozenset(order[:size])
@@ -260,7 +258,7 @@ class _Run:
     ) -> None:
         needed = frozenset[str]().union(*(members[sample] for sample in meters))
         measure(
-            self.lm,
+            self.adapter,
             [document for document in self.documents if document.id in needed],
             _Counter(meters, members),
             dict.fromkeys(numbers, budget.HOST),

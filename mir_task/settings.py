@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,39 +29,13 @@ Placement = Literal["assistant_loglikelihood", "assistant_chat", "user_generate"
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 
 
-class Settings(BaseModel):
-    """What a MIR task measures and how.
-
-    A data set is named by an id on the Hugging Face Hub, by the path of a folder or file, or by
-    `mir_task:PATH` inside this package; of several names the first that can be read is taken.
-    """
+class Measuring(BaseModel):
+    """What is measured of a model's documents, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mir_documents: int = Field(default=100, ge=1)
-    """Documents drawn."""
     mir_modality: Modality = "image"
     """What the documents hold beside their text."""
-    mir_seed: int = 0
-    """Of the draw."""
-    mir_media_dataset: str | tuple[str, ...]
-    """Source of the images, videos or audio."""
-    mir_media_config: str | None = None
-    mir_media_split: str = "train"
-    mir_media_column: str
-    """The modality's name where not given."""
-    mir_media_id: str | None = None
-    """Column of the row's identity (rows of one identity are one); row numbers where not given."""
-    mir_text_dataset: str | tuple[str, ...] | None = None
-    """Source of unpaired texts; without it the texts are a column of the media's rows."""
-    mir_text_config: str | None = None
-    mir_text_split: str = "train"
-    mir_text_column: str = "text"
-    mir_text_id: str | None = None
-    mir_pairing: Literal["crossed", "by_id"] = "crossed"
-    """How texts of a second source go with media: the i-th drawn of each, or those of one id."""
-    mir_text_limit: int | None = Field(default=None, ge=1)
-    """Words of a text that are kept, from its beginning; all where not given."""
     mir_text_rows: int | None = Field(default=None, ge=1)
     """Text tokens of a document that count, the first after its medium; all where not given."""
     mir_placement: Placement | None = None
@@ -84,11 +58,6 @@ class Settings(BaseModel):
     """GiB of each accelerator for statistics, which live on the host where they do not fit; half of what
     is free beside the model if not given."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _column_of_the_modality(cls, keys: dict[str, Any]) -> dict[str, Any]:
-        return {"mir_media_column": keys.get("mir_modality", "image"), **keys}
-
     @field_validator("mir_groups")
     @classmethod
     def _not_one(cls, groups: int | None) -> int | None:
@@ -97,8 +66,12 @@ class Settings(BaseModel):
         return groups
 
     @classmethod
-    def of_task(cls, name: str, keys: Mapping[str, Any]) -> "Settings":
-        """Settings from a task's `mir_*` keys.
+    def of(cls, owner: str, keys: Mapping[str, Any]) -> Self:
+        """Settings from `mir_*` keys.
+
+        Args:
+            owner: of the keys, for messages.
+            keys: with their values.
 
         Raises:
             MIRError: an unknown key or a value that does not fit, with the keys that are known.
@@ -108,7 +81,43 @@ class Settings(BaseModel):
         except ValidationError as error:
             faults = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
             known = ", ".join(cls.model_fields)
-            raise MIRError(f"task {name}: {faults}. Known keys: {known}") from None
+            raise MIRError(f"{owner}: {faults}. Known keys: {known}") from None
+
+
+class Settings(Measuring):
+    """What a MIR task measures, how, and on which documents.
+
+    A data set is named by an id on the Hugging Face Hub, by the path of a folder or file, or by
+    `mir_task:PATH` inside this package; of several names the first that can be read is taken.
+    """
+
+    mir_documents: int = Field(default=100, ge=1)
+    """Documents drawn."""
+    mir_seed: int = 0
+    """Of the draw."""
+    mir_media_dataset: str | tuple[str, ...]
+    """Source of the images, videos or audio."""
+    mir_media_config: str | None = None
+    mir_media_split: str = "train"
+    mir_media_column: str
+    """The modality's name where not given."""
+    mir_media_id: str | None = None
+    """Column of the row's identity (rows of one identity are one); row numbers where not given."""
+    mir_text_dataset: str | tuple[str, ...] | None = None
+    """Source of unpaired texts; without it the texts are a column of the media's rows."""
+    mir_text_config: str | None = None
+    mir_text_split: str = "train"
+    mir_text_column: str = "text"
+    mir_text_id: str | None = None
+    mir_pairing: Literal["crossed", "by_id"] = "crossed"
+    """How texts of a second source go with media: the i-th drawn of each, or those of one id."""
+    mir_text_limit: int | None = Field(default=None, ge=1)
+    """Words of a text that are kept, from its beginning; all where not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_the_modality(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        return {"mir_media_column": keys.get("mir_modality", "image"), **keys}
 
 
 class _Loader(yaml.SafeLoader):

@@ -24,7 +24,7 @@ TASKS = ("mir_coco", "mir_coco_cnndm", "mir_textvqa")
 
 def settings(task: str, **changes) -> Settings:
     paths = packaged_tasks()
-    return Settings.of_task(task, {**mir_keys(read_task(paths[task], paths)), **changes})
+    return Settings.of(f"task {task}", {**mir_keys(read_task(paths[task], paths)), **changes})
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class TestDraw:
                 "".join(json.dumps({"id": n, "image": "x.png", "text": "t"}) + "\n" for n in rows)
             )
             keys = {"mir_media_dataset": str(path), "mir_media_id": "id", "mir_documents": len(rows)}
-            return list(documents("x", Settings.of_task("x", keys))["id"])
+            return list(documents("x", Settings.of("task x", keys))["id"])
 
         whole = order(list(range(30)))
         assert order(list(range(29, 9, -1))) == [i for i in whole if int(i) >= 10]
@@ -263,15 +263,15 @@ class TestImages:
 
 class TestVideosAndAudio:
     def settings(self, source, modality: str) -> Settings:
-        return Settings.of_task(
-            "x",
+        return Settings.of(
+            "task x",
             {"mir_media_dataset": str(source), "mir_modality": modality, "mir_documents": 6},
         )
 
     def test_the_column_is_named_by_the_modality(self) -> None:
         of = {kind: self.settings("x.jsonl", kind) for kind in ("image", "video", "audio")}
         assert {kind: settings.mir_media_column for kind, settings in of.items()} == {k: k for k in of}
-        named = Settings.of_task("x", {"mir_media_dataset": "x", "mir_media_column": "clip"})
+        named = Settings.of("task x", {"mir_media_dataset": "x", "mir_media_column": "clip"})
         assert named.mir_media_column == "clip"
 
     def test_channels_are_averaged(self, tmp_path) -> None:
@@ -338,7 +338,7 @@ class TestVideosAndAudio:
         }
         message = f"holds {modality} and mir_modality is {other}; set mir_modality: {modality}, or"
         with pytest.raises(MIRError, match=message):
-            documents("x", Settings.of_task("x", keys))
+            documents("x", Settings.of("task x", keys))
 
     @pytest.mark.parametrize(
         ("modality", "name", "content", "message"),
@@ -378,7 +378,7 @@ class TestVideosAndAudio:
     def test_a_cell_without_a_file(self, tmp_path) -> None:
         path = tmp_path / "rows.jsonl"
         path.write_text('{"audio": [0.1, 0.2], "text": "t"}\n' * 6)
-        keys = Settings.of_task(
+        keys = Settings.of(
             "x", {"mir_media_dataset": str(path), "mir_modality": "audio", "mir_documents": 1}
         )
         with pytest.raises(MIRError, match=r"a file, .* in each row of mir_media_column; found list"):
@@ -394,7 +394,7 @@ def test_data_in_ordinary_shapes(tmp_path) -> None:
     photograph().save(tmp_path / "a.png")
     (tmp_path / "rows.csv").write_text("id,image,text\n7,a.png,hello\n8,a.png,\n")
     keys = {"mir_media_dataset": str(tmp_path / "rows.csv"), "mir_media_id": "id", "mir_documents": 2}
-    rows = {row["id"]: row for row in documents("x", Settings.of_task("x", keys))}
+    rows = {row["id"]: row for row in documents("x", Settings.of("task x", keys))}
     assert rows["7"]["text"] == "hello"
     assert rows["8"]["text"] == ""
     assert open_image(rows["7"]["media"]).size == photograph().size

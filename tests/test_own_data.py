@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def drawn(**keys) -> dict[str, str]:
-    rows = documents("mir_mine", Settings.of_task("mir_mine", {"mir_documents": 5, **keys}))
+    rows = documents("mir_mine", Settings.of("task mir_mine", {"mir_documents": 5, **keys}))
     for row in rows:
         assert row["media"]["bytes"] or Path(row["media"]["path"]).is_file()
     return dict(zip(rows["id"], rows["text"], strict=True))

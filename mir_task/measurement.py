@@ -1,4 +1,4 @@
-"""Run a task's documents through an adapter and count what its model sees."""
+"""Run documents through a model and count what it sees."""
 
 import time
 from collections import deque
@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from lmms_eval.api.model import lmms
 from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from mir_task.adapter import Adapter, Rejected, Seen, capturing
 from mir_task.capture import decode_text
-from mir_task.distributed import stop_if_another_failed
+from mir_task.distributed import rank, stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.placement import Document
-from mir_task.settings import TOKENS, Settings
+from mir_task.reader import Reader, Rejected, Seen
+from mir_task.settings import TOKENS, Measuring
 
 
 class Counter(Protocol):
@@ -37,7 +36,7 @@ class Counter(Protocol):
 
 @dataclass
 class Measurement:
-    """Which documents of a task were measured, and what was seen on the way."""
+    """Which documents were measured, and what was seen on the way."""
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per document id: token counts, decoded text span and vision-row rule."""
@@ -96,45 +95,50 @@ def _named(ids: Iterable[str]) -> str:
 
 
 def measure(
-    lm: lmms,
+    reader: Reader,
     documents: Iterable[Document],
     meter: Counter,
     layers: Mapping[int, torch.device],
-    settings: Settings,
+    settings: Measuring,
     name: str,
+    *,
+    bars: bool = True,
 ) -> Measurement:
-    """Run documents through the adapter and count them.
+    """Run documents through the model and count them.
 
     Args:
-        lm: loaded adapter.
+        reader: runs the model.
         documents: in the order to run.
         meter: counts the documents.
         layers: numbers of the decoder layers that the meter counts, and where their rows go.
         settings: of the task.
-        name: of the task, for the progress bar.
+        name: of the task, for the progress bar and messages.
+        bars: whether process 0 shows a progress bar.
 
     Raises:
-        MIRError: the adapter or model cannot be measured, or a document where failures are not
-            skipped, named by its id.
+        MIRError: the model cannot be measured, or a document where failures are not skipped, named by
+            its id.
     """
     run = _Run(meter, settings, name)
     started = time.perf_counter()
-    with capturing(lm, layers, settings.mir_modality) as capture:
-        adapter = Adapter(lm, capture, settings.mir_placement)
-        queue = deque(run.within_context(adapter, documents))
-        with tqdm(total=len(queue), desc=name, disable=lm.rank != 0, unit="doc") as bar:
-            while queue:
-                stop_if_another_failed()
-                batch = _batch(queue, adapter.batch_size)
-                for document, outcome in adapter.run(batch, probe=queue[0] if queue else None):
-                    if isinstance(outcome, Seen):
-                        run.count(adapter, document, outcome)
-                        if len(run.done.documents) == 1:
-                            run.name_long_documents(adapter, document, outcome, queue)
-                    else:
-                        run.reject(document, outcome)
-                    bar.update(1)
-        run.done.notes = adapter.notes
+    queue = deque(run.within_context(reader, documents))
+    shown = bars and rank() == 0
+    with (
+        reader.capturing(layers),
+        tqdm(total=len(queue), desc=name, disable=not shown, unit="doc") as bar,
+    ):
+        while queue:
+            stop_if_another_failed()
+            batch = _batch(queue, reader.batch_size)
+            for document, outcome in reader.run(batch, probe=queue[0] if queue else None):
+                if isinstance(outcome, Seen):
+                    run.count(reader, document, outcome)
+                    if len(run.done.documents) == 1:
+                        run.name_long_documents(reader, document, outcome, queue)
+                else:
+                    run.reject(document, outcome)
+                bar.update(1)
+    run.done.notes = reader.notes
     run.done.seconds = time.perf_counter() - started
     return run.done
 
@@ -153,7 +157,7 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Run:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, meter: Counter, settings: Settings, name: str) -> None:
+    def __init__(self, meter: Counter, settings: Measuring, name: str) -> None:
         self.meter = meter
         self.done = Measurement()
         self.name = name
@@ -168,11 +172,11 @@ class _Run:
         if document.counts:
             self.done.skipped[document.id] = rejected.reason
 
-    def count(self, adapter: Adapter, document: Document, seen: Seen) -> None:
+    def count(self, reader: Reader, document: Document, seen: Seen) -> None:
         prefill = seen.prefill
         tokens = int(prefill.real.sum())
-        if adapter.context is not None and tokens > adapter.context:
-            self.reject(document, Rejected(f"{tokens} tokens are {_beyond(adapter.context)}"))
+        if reader.context is not None and tokens > reader.context:
+            self.reject(document, Rejected(f"{tokens} tokens are {_beyond(reader.context)}"))
             return
         text_tokens = int(prefill.text.sum())
         if self.text_rows is not None and text_tokens < self.text_rows:
@@ -188,41 +192,41 @@ class _Run:
             reason = str(error).removeprefix(f"document {document.id!r}: ")
             self.reject(document, Rejected(reason))
             return
-        self.done.facts = self.done.facts or adapter.facts(prefill)
+        self.done.facts = self.done.facts or reader.facts(prefill)
         self.done.documents[document.id] = {
             "row": document.row,
             "tokens": tokens,
             "vision_tokens": int(prefill.vision.sum()),
             "text_tokens": len(text_rows[0]),
             "characters_cut": seen.characters_cut,
-            "text_span": decode_text(prefill, adapter.tokenizer),
+            "text_span": decode_text(prefill, reader.tokenizer),
             "vision_rule": prefill.vision_rule,
         }
 
-    def within_context(self, adapter: Adapter, documents: Iterable[Document]) -> list[Document]:
+    def within_context(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts alone fit into the model; the others are rejected by name."""
         fitting = list(documents)
-        if adapter.context is not None:
-            long = _longer(adapter, fitting, adapter.context)
-            self._reject_long(long, adapter.context)
+        if reader.context is not None:
+            long = _longer(reader, fitting, reader.context)
+            self._reject_long(long, reader.context)
             fitting = [document for document in fitting if document.id not in long]
         return fitting
 
     def name_long_documents(
-        self, adapter: Adapter, document: Document, seen: Seen, queue: Iterable[Document]
+        self, reader: Reader, document: Document, seen: Seen, queue: Iterable[Document]
     ) -> None:
         """Say which documents will not fit, now that the first shows what stands beside a text."""
         if seen.characters_cut:
             return
-        beside = int(seen.prefill.real.sum()) - adapter.text_tokens(document.text)
-        if adapter.context is not None and not self.skip_failures:
-            long = _longer(adapter, queue, adapter.context - beside)
-            self._reject_long(long, adapter.context)
-        if adapter.kept_tokens is not None and (
-            long := _longer(adapter, queue, adapter.kept_tokens - beside)
+        beside = int(seen.prefill.real.sum()) - reader.text_tokens(document.text)
+        if reader.context is not None and not self.skip_failures:
+            long = _longer(reader, queue, reader.context - beside)
+            self._reject_long(long, reader.context)
+        if reader.kept_tokens is not None and (
+            long := _longer(reader, queue, reader.kept_tokens - beside)
         ):
             logger.warning(
-                f"{self.name}: the model's own code keeps {adapter.kept_tokens} tokens of a sequence; "
+                f"{self.name}: the model's own code keeps {reader.kept_tokens} tokens of a sequence; "
                 f"it will cut the text of {len(long)} document(s): {_named(long)}. Set mir_text_limit "
                 "(words) to choose the length yourself"
             )
@@ -246,10 +250,10 @@ def _beyond(context: int) -> str:
     )
 
 
-def _longer(adapter: Adapter, documents: Iterable[Document], tokens: int) -> dict[str, Document]:
+def _longer(reader: Reader, documents: Iterable[Document], tokens: int) -> dict[str, Document]:
     # A token is at least a byte, so most texts need no tokenizer to be found short.
     return {
         document.id: document
         for document in documents
-        if len(document.text.encode()) > tokens and adapter.text_tokens(document.text) > tokens
+        if len(document.text.encode()) > tokens and reader.text_tokens(document.text) > tokens
     }

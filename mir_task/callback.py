@@ -1,0 +1,157 @@
+"""MIR while a model trains: `MIRCallback` for the Hugging Face Trainer."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from loguru import logger
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mir_task.budget import DEFAULT_GROUPS
+from mir_task.library import Pair, measure
+from mir_task.metric import MIRResult, jackknife_stderr
+
+
+class MIRCallback(TrainerCallback):
+    """Measures MIR on held-out pairs while a model trains, and logs it through the Trainer.
+
+    `trainer.add_callback(MIRCallback(trainer, pairs, every=500))`. Training goes on as without it, bit
+    for bit: the model, its mode and the random number generators are left as they were. Every process
+    takes part.
+
+    What is logged, beside the losses: `mir`, `mir_published_fast`, `mir_stderr`, `mir_mean_term` and
+    `mir_covariance_term` (sums over the layers; together the distance whose log10 is MIR),
+    `mir_norm_ratio` (mean over the layers of vision over text norm), `mir_seconds`, and with `patience`
+    `mir_plateau` (0 or 1). At evaluations `eval_mir` also goes into the metrics, so that
+    `metric_for_best_model="mir"` with `greater_is_better=False` keeps the checkpoint of the lowest MIR.
+
+    The first measurement, before the first step, raises what is wrong with model or pairs; one that
+    fails later is logged as an error, and training goes on.
+
+    Args:
+        trainer: that it is added to.
+        pairs: of a medium and a text, as `mir_task.measure` takes them; none of the training data.
+        processor: of the model; the trainer's `processing_class` where None.
+        every: steps between measurements; at the Trainer's evaluations where None.
+        patience: measurements in a row without improvement that make a plateau; no rule where None.
+        min_delta: by how much MIR has to fall below the lowest so far to count as an improvement. It
+            also has to fall by twice the standard error of the difference, taken over the same groups
+            of documents and so smaller than that of either value.
+        stop: whether a plateau ends training.
+        options: of `mir_task.measure`, such as `groups`, `encode` or `text_rows`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        pairs: Iterable[Pair],
+        *,
+        processor: Any = None,
+        every: int | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        stop: bool = False,
+        **options: Any,
+    ) -> None:
+        self.trainer = trainer
+        self.pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
+        self.processor = processor
+        self.every = every
+        self.patience = patience
+        self.min_delta = min_delta
+        self.stop = stop
+        self.options = {"groups": DEFAULT_GROUPS, **options}
+        self.results: dict[int, MIRResult] = {}
+        """By the number of steps done."""
+        self.best: MIRResult | None = None
+        """The result of the last improvement."""
+        self._since_best = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure before the first step."""
+        self._measure(state, control)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure after every so many steps."""
+        if self.every is not None and state.global_step % self.every == 0:
+            self._try_to_measure(state, control)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure at an evaluation, and put the value among its metrics."""
+        if self.every is None and state.global_step not in self.results:
+            self._try_to_measure(state, control)
+        if metrics is not None and state.global_step in self.results:
+            metrics["eval_mir"] = self.results[state.global_step].mir
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the model that training leaves, unless that was just done."""
+        if state.global_step not in self.results:
+            self._try_to_measure(state, control)
+
+    def _try_to_measure(self, state: TrainerState, control: TrainerControl) -> None:
+        try:
+            self._measure(state, control)
+        except Exception as error:  # noqa: BLE001 - days of training are not for a measurement to end
+            logger.error(f"MIR could not be measured after step {state.global_step}: {error}")
+
+    def _measure(self, state: TrainerState, control: TrainerControl) -> None:
+        started = time.perf_counter()
+        processor = self.processor or self.trainer.processing_class
+        result = measure(self.trainer.model, processor, self.pairs, bars=False, **self.options)
+        self.results[state.global_step] = result
+        values = {**flat(result), "mir_seconds": time.perf_counter() - started}
+        if self.patience is not None:
+            values["mir_plateau"] = float(self._is_plateau(result, state.global_step))
+            if values["mir_plateau"] and self.stop:
+                control.should_training_stop = True
+        should_log = control.should_log
+        self.trainer.log(values)
+        control.should_log = should_log  # logging takes back that the losses of this step are due
+
+    def _is_plateau(self, result: MIRResult, step: int) -> bool:
+        if self.best is None or improves(result, self.best, self.min_delta):
+            self.best, self._since_best = result, 0
+            return False
+        self._since_best += 1
+        assert self.patience is not None
+        if self._since_best == self.patience:
+            logger.warning(
+                f"MIR has not fallen in {self.patience} measurements: {result.mir:.4f} after step {step}, "
+                f"{self.best.mir:.4f} at its lowest"
+            )
+        return self._since_best >= self.patience
+
+
+def flat(result: MIRResult) -> dict[str, float]:
+    """What is logged of a result: numbers alone, without those that do not exist."""
+    layers = result.layers
+    values = {
+        "mir": result.mir,
+        "mir_published_fast": result.to_dict()["mir_published_fast"],
+        "mir_stderr": result.mir_stderr,
+        "mir_mean_term": sum(layer.mean_term for layer in layers),
+        "mir_covariance_term": sum(layer.covariance_term for layer in layers),
+        "mir_norm_ratio": sum(layer.norm_ratio for layer in layers) / len(layers),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def improves(result: MIRResult, best: MIRResult, min_delta: float) -> bool:
+    """Whether MIR fell by more than `min_delta` and twice the standard error of the difference."""
+    pairs = zip(result.left_out_mir, best.left_out_mir, strict=True)
+    differences = [new - old for new, old in pairs]
+    noise = jackknife_stderr(differences) if differences else 0.0
+    return best.mir - result.mir > max(min_delta, 2 * noise)
