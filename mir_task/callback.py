@@ -129,8 +129,8 @@ class MIRCallback(TrainerCallback):
         assert self.patience is not None
         if self._since_best == self.patience:
             logger.warning(
-                f"MIR has not fallen in {self.patience} measurements: {result.mir:.4f} after step {step}, "
-                f"{self.best.mir:.4f} at its lowest"
+                f"MIR has not fallen in {self.patience} measurements: {result.mir:.4f} after step "
+                f"{step}, {self.best.mir:.4f} at its lowest"
             )
         return self._since_best >= self.patience
 

@@ -18,6 +18,7 @@ Where a sequence holds media of several kinds (a video with its sound), both rul
 together; only the ids tell the kinds apart.
 """
 
+import bisect
 import contextlib
 import functools
 import inspect
@@ -614,3 +615,22 @@ def _written_forms(text: str, tokenizer: Tokenizer) -> set[str]:
     """The text as it is and as its own tokenizer gives it back (lower case, unknown words, ...)."""
     round_trip = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
     return {form for form in (_squashed(text), _squashed(round_trip)) if form}
+
+
+def own_tokens(prefill: Prefill, text: str, tokenizer: Tokenizer) -> slice:
+    """The tokens of the text positions that write a document's text, or the beginning that arrived.
+
+    A token that also writes a part of the template counts where the text needs it.
+    """
+    ids, span = prefill.text_ids, _squashed(decode_text(prefill, tokenizer))
+    _, length, _ = longest_beginning([prefill], text, tokenizer)
+    whole = (form for form in _written_forms(text, tokenizer) if form in span)
+    written = next(whole, _squashed(text)[:length])
+
+    def holds(start: int, end: int) -> bool:
+        part = [token for token in ids[start:end] if token != NO_TOKEN]
+        return written in _squashed(tokenizer.decode(part))
+
+    start = bisect.bisect_left(range(len(ids)), True, key=lambda n: not holds(n, len(ids))) - 1
+    end = bisect.bisect_left(range(len(ids)), True, lo=start, key=lambda n: holds(start, n))
+    return slice(start, end)

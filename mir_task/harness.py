@@ -32,6 +32,7 @@ from mir_task.settings import Settings, mir_keys, packaged_tasks, with_base
 
 SPLIT = "test"
 METRICS = ("mir", "mir_published_fast", "mir_stderr")
+CAPTION_METRICS = ("caption_loss", "caption_ppl")
 
 
 class MIRTask(ConfigurableTask):
@@ -54,6 +55,7 @@ class MIRTask(ConfigurableTask):
         config = with_base(config, {**packaged_tasks(), **yaml_paths})
         self.name = name = config["task"]
         self.settings = Settings.of(f"task {name}", mir_keys(config))
+        self.metrics = METRICS + (CAPTION_METRICS if self.settings.mir_caption_ppl else ())
         self.result: MIRResult | None = None
         self._no_data: Exception | None = None
         self.metadata: dict[str, Any] = {"version": self.VERSION}
@@ -109,7 +111,7 @@ class MIRTask(ConfigurableTask):
         return self.dataset_no_image[SPLIT]
 
     def _prepare_metric_and_aggregation(self) -> None:
-        self._metric_fn_list = dict.fromkeys(METRICS)
+        self._metric_fn_list = dict.fromkeys(self.metrics)
 
     def doc_to_text(self, doc: dict[str, Any]) -> str:
         """The document's text."""
@@ -138,7 +140,8 @@ class MIRTask(ConfigurableTask):
         self, doc: dict[str, Any], results: list[str], full_docs: Any = None
     ) -> dict[str, Any]:
         """The document's token counts; a dictionary, which the harness does not average."""
-        return {"mir": json.loads(results[0]), "mir_published_fast": {}, "mir_stderr": {}}
+        counts: dict[str, Any] = json.loads(results[0])
+        return {**{metric: {} for metric in self.metrics}, METRICS[0]: counts}
 
     def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
         """The task's result, which `mir_prefill` has left here."""
@@ -149,11 +152,11 @@ class MIRTask(ConfigurableTask):
         def aggregate(metric: str) -> Callable[[list[Any]], Any]:
             return lambda items: "N/A" if values[metric] is None else values[metric]
 
-        return {metric: aggregate(metric) for metric in METRICS}
+        return {metric: aggregate(metric) for metric in self.metrics}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Lower is better."""
-        return dict.fromkeys(METRICS, False)
+        return dict.fromkeys(self.metrics, False)
 
 
 def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str, int]]]:

@@ -11,7 +11,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from mir_task.capture import decode_text
+from mir_task.capture import Prefill, decode_text, own_tokens
 from mir_task.distributed import rank, stop_if_another_failed
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
@@ -63,6 +63,15 @@ class Measurement:
         self.skipped |= other.skipped
         self.facts = self.facts or other.facts
         self.notes = self.notes or other.notes
+
+    @property
+    def caption_loss(self) -> float | None:
+        """Mean loss of all documents' caption tokens, in nats; None where it was not taken."""
+        taken = [document for document in self.documents.values() if "caption_loss" in document]
+        tokens = sum(document["caption_tokens"] for document in taken)
+        if not tokens:
+            return None
+        return float(sum(d["caption_loss"] * d["caption_tokens"] for d in taken) / tokens)
 
     def warnings(self, result: MIRResult, modality: str) -> list[str]:
         """What a reader of the value should know."""
@@ -201,6 +210,7 @@ class _Run:
             "characters_cut": seen.characters_cut,
             "text_span": decode_text(prefill, reader.tokenizer),
             "vision_rule": prefill.vision_rule,
+            **_caption(prefill, document.text, reader.tokenizer),
         }
 
     def within_context(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
@@ -238,6 +248,14 @@ class _Run:
             )
         for document in long.values():
             self.reject(document, Rejected(_beyond(context)))
+
+
+def _caption(prefill: Prefill, text: str, tokenizer: Any) -> dict[str, Any]:
+    """Loss of a document's own tokens, or nothing where losses were not taken."""
+    if prefill.text_losses is None:
+        return {}
+    losses = prefill.text_losses[own_tokens(prefill, text, tokenizer)]
+    return {"caption_tokens": len(losses), "caption_loss": float(losses.mean())}
 
 
 _SKIP_HINT = "(`mir_on_error: skip` in the task leaves such documents out and reports them)"

@@ -138,6 +138,9 @@ class MIRResult:
     """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
     late_tokens: int = 0
     """Tokens that `MIRMeter` folded in before they turned out outliers; see there."""
+    caption_loss: float | None = None
+    """Mean loss of the tokens of the documents' own texts after their media, in nats, where
+    `mir_caption_ppl` asks for it; a baseline of the paper's figure 1."""
 
     @classmethod
     def of_layers(cls, measured: Iterable[MeasuredLayer], outliers: str) -> "MIRResult":
@@ -193,6 +196,11 @@ class MIRResult:
         return jackknife_stderr(self.left_out_mir) if len(self.left_out_mir) > 1 else None
 
     @property
+    def caption_ppl(self) -> float | None:
+        """Perplexity of the documents' own texts after their media: exp of `caption_loss`."""
+        return None if self.caption_loss is None else math.exp(self.caption_loss)
+
+    @property
     def left_out_mir(self) -> list[float]:
         """MIR over all documents but one group's, for each group."""
         return [math.log10(sum(distances)) for distances in self.leave_one_group_out]
@@ -212,6 +220,8 @@ class MIRResult:
             "half_layers": list(self.half_layers),
             "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
             "late_tokens": self.late_tokens,
+            "caption_loss": self.caption_loss,
+            "caption_ppl": self.caption_ppl,
         }
 
     @classmethod
@@ -222,6 +232,7 @@ class MIRResult:
             outliers=values["outliers"],
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
             late_tokens=values["late_tokens"],
+            caption_loss=values.get("caption_loss"),
         )
 
 

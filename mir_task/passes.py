@@ -6,6 +6,7 @@ After each pass the processes merge their statistics layer by layer, each layer 
 computes its distance.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -121,7 +122,14 @@ def measure_together(
     with on_every_rank():
         for other in others:
             measured.merge(other)
-        result = MIRResult.of_layers(done.values(), settings.mir_outliers)
+        result = dataclasses.replace(
+            MIRResult.of_layers(done.values(), settings.mir_outliers), caption_loss=measured.caption_loss
+        )
+    if settings.mir_caption_ppl and result.caption_loss is None:
+        notes.append(
+            f"caption_ppl is N/A: the forward of {type(reader.model).__name__} returns no logits"
+        )
+        _log(name, notes[-1:])
     rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
     return Whole(result, measured, notes, seconds, rows)
 

@@ -70,6 +70,7 @@ class Reader:
         self.notes: list[str] = []
         """What a reader of the value should know of the placement."""
         self._placements = placements
+        self._losses = settings.mir_caption_ppl
         self._batches = True
         self._capture: HiddenStateCapture | None = None
 
@@ -89,7 +90,9 @@ class Reader:
     @contextmanager
     def capturing(self, layers: Mapping[int, torch.device] | None = None) -> Iterator[None]:
         """Capture the hidden states of some decoder layers; arguments as `HiddenStateCapture`."""
-        with HiddenStateCapture(self.model, layers, self.modality, self._replicas) as self._capture:
+        with HiddenStateCapture(
+            self.model, layers, self.modality, self._replicas, losses=self._losses
+        ) as self._capture:
             yield
 
     @property

@@ -52,6 +52,8 @@ class Measuring(BaseModel):
     """Rows a layer and modality that are written beside the side file, for `mir-task plot --tokens`."""
     mir_extras: tuple[Literal["cka", "mmd"], ...] = ()
     """Figures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
+    mir_caption_ppl: bool = False
+    """Whether the loss and perplexity of the documents' own texts are taken from the same forwards."""
     mir_host_memory: float | None = Field(default=None, gt=0)
     """GiB of host memory for statistics, a process; half of what is free if not given."""
     mir_accelerator_memory: float | None = Field(default=None, ge=0)
