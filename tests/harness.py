@@ -26,6 +26,11 @@ def task(**changes: Any):
     return MIRTask({**DEMO, **changes})
 
 
+def pairs_of(task: Any) -> list[tuple[Any, str]]:
+    """The documents of a task as `mir_task.measure` takes them."""
+    return [(task.doc_to_visual(row)[0], row["text"]) for row in task.dataset["test"]]
+
+
 def load(checkpoint: Path, *, model: str = "llava_hf", force_simple: bool = False, **arguments: Any):
     """The harness's adapter with a checkpoint on the CPU."""
     from lmms_eval.models import get_model

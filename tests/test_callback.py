@@ -2,22 +2,26 @@
 
 import copy
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from loguru import logger
 
+import mir_task
 from mir_task.callback import MIRCallback, improves
 from mir_task.errors import MIRError
 from mir_task.metric import LayerResult, MIRResult
 from tests import harness
-from tests.test_library import pairs_of
+from tests.test_command import torchrun
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return pairs_of(harness.task(mir_documents=10))
+    return harness.pairs_of(harness.task(mir_documents=10))
 
 
 @pytest.fixture
@@ -199,3 +203,27 @@ def test_what_is_wrong_from_the_start_is_said_before_the_first_step(
     with pytest.raises(MIRError, match="document '0': the text is empty"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
+    from tests.train_in_processes import pairs
+
+    script = Path(__file__).with_name("train_in_processes.py")
+    torchrun(2, str(script), str(llava), str(tmp_path), cwd=tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first["processes"] == 2
+    assert first["wrapped"] == "DistributedDataParallel"
+    assert not first["harness"]
+    assert first["results"] == second["results"]
+    assert list(first["results"]) == ["0", "2", "4"]
+    assert [entry["step"] for entry in first["logged"]] == [0, 2, 4]
+
+    processor = transformers.AutoProcessor.from_pretrained(llava)
+    for step, weights in (("0", llava), ("4", tmp_path / "trained")):
+        model = transformers.LlavaForConditionalGeneration.from_pretrained(weights)
+        alone = mir_task.measure(model, processor, pairs(5), groups=2, bars=False)
+        together = MIRResult.from_dict(first["results"][step])
+        assert together.mir == pytest.approx(alone.mir, abs=1e-6)
+        assert together.mir_stderr == pytest.approx(alone.mir_stderr, abs=1e-6)
+    values = [result["mir"] for result in first["results"].values()]
+    assert len(set(values)) == 3

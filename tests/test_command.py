@@ -162,14 +162,14 @@ def test_several_processes_give_the_figure_of_one(llava, tmp_path, processes: in
 FAILING_RANK = """
 import os, time
 import mir_task.adapter as adapter
-send = adapter.send
+send = adapter.Adapter.send
 def broken(*arguments):
     if os.environ["RANK"] == "1":
         print("failed at", time.time())
         raise RuntimeError("rank 1 has run out of luck")
     time.sleep(2)  # 34 documents would take over a minute
     return send(*arguments)
-adapter.send = broken
+adapter.Adapter.send = broken
 from lmms_eval.__main__ import cli_evaluate
 cli_evaluate()
 print("ended at", time.time())

@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import mir_task
 from mir_task.errors import MIRError
@@ -24,10 +23,6 @@ def checkpoints(tmp_path_factory):
     return tmp_path_factory.mktemp("zoo")
 
 
-def pairs_of(task) -> list[tuple[Image.Image, str]]:
-    return [(task.doc_to_visual(row)[0], row["text"]) for row in task.dataset["test"]]
-
-
 def load(row: zoo.Row, checkpoint):
     from transformers import AutoProcessor
 
@@ -41,7 +36,7 @@ def test_the_value_of_the_harness(row: zoo.Row, checkpoints, tmp_path) -> None:
     task = harness.task(**row.task(checkpoint.parent))
     harness.evaluate(zoo.load_row(row, checkpoint), task, output=tmp_path)
     report = harness.report(tmp_path)
-    result = mir_task.measure(*load(row, checkpoint), pairs_of(task), groups=3, bars=False)
+    result = mir_task.measure(*load(row, checkpoint), harness.pairs_of(task), groups=3, bars=False)
     assert result.mir == pytest.approx(report["mir"], abs=1e-5)
     assert result.mir_stderr == pytest.approx(report["mir_stderr"], abs=1e-5)
 
@@ -55,7 +50,7 @@ def llava_model(llava):
 
 @pytest.fixture(scope="module")
 def pairs():
-    return pairs_of(harness.task(mir_documents=4))
+    return harness.pairs_of(harness.task(mir_documents=4))
 
 
 def independent(model, calls) -> float:
@@ -116,7 +111,7 @@ def test_the_model_and_the_generators_are_left_as_they_were(name, checkpoints, p
     modes = {key: module.training for key, module in model.named_modules()}
     noted = {key: copy.copy(vars(module)) for key, module in model.named_modules()}
     weights = copy.deepcopy(model.state_dict())
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
     mir_task.measure(model, processor, pairs, bars=False)
     assert {key: module.training for key, module in model.named_modules()} == modes
     for key, module in model.named_modules():
@@ -127,7 +122,7 @@ def test_the_model_and_the_generators_are_left_as_they_were(name, checkpoints, p
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
     assert model.is_gradient_checkpointing
     assert model.config.use_cache
     assert torch.is_grad_enabled()
