@@ -129,7 +129,7 @@ class _Processor(Reader):
             )
         weight = next(self.decoder.embedding.parameters())
         device, dtype = weight.device, getattr(self.model, "dtype", weight.dtype)
-        self.model(**{k: _to(v, device, dtype) for k, v in inputs.items()}, **self._options)
+        self.model(**{**self._options, **_to(dict(inputs), device, dtype)})
         return []
 
 
@@ -159,9 +159,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(device, dtype if value.is_floating_point() else None)
+    """Tensors in nested arguments on the model's device, images in its type."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, list | tuple):
+        return [_to(item, device, dtype) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _to(item, device, dtype) for key, item in value.items()}
+    return value
 
 
 @contextlib.contextmanager
