@@ -12,13 +12,8 @@ from loguru import logger
 from torch import nn
 from tqdm import tqdm
 
-from mir_task.capture import (
-    HiddenStateCapture,
-    Prefill,
-    assign,
-    find_decoder,
-    longest_beginning,
-)
+from mir_task.capture import HiddenStateCapture, Prefill, assign, longest_beginning
+from mir_task.decoder import find_decoder
 from mir_task.errors import MIRError
 from mir_task.placement import Document, send, supported
 from mir_task.settings import TOKENS

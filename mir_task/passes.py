@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mir_task import budget
 from mir_task.adapter import torch_models
-from mir_task.capture import find_decoder
+from mir_task.decoder import find_decoder
 from mir_task.distributed import (
     all_gather,
     gather,
