@@ -12,7 +12,7 @@ from loguru import logger
 from torch import nn
 from tqdm import tqdm
 
-from mir_task.capture import find_decoder
+from mir_task.decoder import find_decoder
 from mir_task.errors import MIRError
 from mir_task.placement import Document, messages
 from mir_task.reader import Reader

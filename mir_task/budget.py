@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import nn
 
-from mir_task.capture import Decoder
+from mir_task.decoder import Decoder
 from mir_task.errors import MIRError
 from mir_task.moments import bytes_at_most
 

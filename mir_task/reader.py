@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mir_task.capture import HiddenStateCapture, Prefill, assign, find_decoder, longest_beginning
+from mir_task.capture import HiddenStateCapture, Prefill, assign, longest_beginning
+from mir_task.decoder import find_decoder
 from mir_task.errors import MIRError
 from mir_task.placement import Document
 from mir_task.settings import TOKENS, Measuring

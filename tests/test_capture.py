@@ -8,16 +8,9 @@ from PIL import Image
 from torch import nn
 
 from mir_task import MIRError
-from mir_task.capture import (
-    NO_TOKEN,
-    HiddenStateCapture,
-    Prefill,
-    assign,
-    decode_text,
-    find_decoder,
-    longest_beginning,
-    media_token_ids,
-)
+from mir_task.capture import HiddenStateCapture, Prefill, assign, decode_text, longest_beginning
+from mir_task.decoder import find_decoder, media_token_ids
+from mir_task.positions import NO_TOKEN
 
 TEXTS = {
     "short": "A boat.",
