@@ -293,15 +293,17 @@ class _PendingForward:
         ]
 
 
-def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor:
+def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor | None:
     """Losses [text tokens] by the logits [L, vocabulary] of the positions before."""
     positions = prefill.text.nonzero().squeeze(1)
     ids = prefill.token_ids[positions].to(logits.device)
-    losses = []
-    # All at once, the float32 copy of a long text's logits would be larger than the logits.
-    for some, targets in zip(positions.split(256), ids.split(256), strict=True):
-        losses.append(functional.cross_entropy(logits[some - 1].float(), targets, reduction="none"))
-    return torch.cat(losses).cpu() if losses else torch.zeros(0)
+    if len(ids) == 0 or (ids == NO_TOKEN).any():
+        return None
+    losses = [  # all at once, the float32 copy of a long text's logits would be larger than the logits
+        functional.cross_entropy(logits[some - 1].float(), targets, reduction="none")
+        for some, targets in zip(torch.split(positions, 256), torch.split(ids, 256), strict=True)
+    ]
+    return torch.cat(losses).cpu()
 
 
 def _rows(hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,86 @@
+"""Loss and perplexity of the documents' own texts, from the forwards that MIR takes."""
+
+import math
+
+import pytest
+import torch
+
+import mir_task
+from mir_task.capture import HiddenStateCapture, own_tokens
+from tests import harness, zoo
+
+ROWS = [
+    row
+    for row in zoo.rows()
+    if row.status == "measured"
+    and (row.adapter, row.kind)
+    in {
+        ("llava_hf", "chat"),
+        ("llava_hf", "simple"),
+        ("qwen2_5_vl", "chat"),
+        ("gemma3", "simple"),
+        ("internvl_hf", "chat"),
+        ("llava", "simple"),
+    }
+    and row.modality == "image"
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return tmp_path_factory.mktemp("zoo")
+
+
+def wanted_losses(row: zoo.Row, checkpoint, documents, texts) -> list[tuple[float, int]]:
+    """Loss and tokens of each document's text, by the logits of a forward of its own."""
+    model = row.found_class.from_pretrained(checkpoint, dtype=row.dtype).eval()
+    losses = []
+    for call, seen in zip(documents, texts, strict=True):
+        inputs = {name: value for name, value in call.items() if name not in ("labels", "use_cache")}
+        with torch.no_grad():
+            logits = model(**inputs).logits[0].float()
+        ids = call["input_ids"][0]
+        offset = len(logits) - len(ids)  # placeholders that the model itself unfolds
+        start = seen["start"]
+        targets = ids[start : start + seen["count"]]
+        loss = torch.nn.functional.cross_entropy(
+            logits[start + offset - 1 : start + offset - 1 + len(targets)], targets
+        )
+        losses.append((float(loss), len(targets)))
+    return losses
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_the_loss_is_that_of_the_models_own_logits(
+    row: zoo.Row, checkpoints, tmp_path, monkeypatch
+) -> None:
+    checkpoint = zoo.make(row, checkpoints)
+    lm = zoo.load_row(row, checkpoint)
+    received = harness.Received(row.found_class, monkeypatch)
+    task = harness.task(mir_caption_ppl=True, **row.task(checkpoint.parent))
+    scores = harness.evaluate(lm, task, output=tmp_path)["results"]["mir_test"]
+    monkeypatch.undo()
+    report = harness.report(tmp_path)
+
+    from mir_task.adapter import find_tokenizer
+
+    tokenizer = find_tokenizer(lm)
+    texts = []
+    by_row = {row_["id"]: row_["text"] for row_ in task.test_docs()}
+    for call, document in zip(received.documents, report["documents"], strict=True):
+        # The text's own tokens, found from the ends of the sequence by decoding.
+        ids = call["input_ids"][0].tolist()
+        text = "".join(by_row[document["id"]].split())
+        squashed = lambda part: "".join(tokenizer.decode([i for i in part if i >= 0]).split())  # noqa: E731
+        start = max(n for n in range(len(ids)) if text in squashed(ids[n:]))
+        end = min(n for n in range(start, len(ids) + 1) if text in squashed(ids[start:n]))
+        texts.append({"start": start, "count": end - start})
+    wanted = wanted_losses(row, checkpoint, received.documents, texts)
+
+    for document, (loss, tokens) in zip(report["documents"], wanted, strict=True):
+        assert document["caption_tokens"] == tokens
+        assert document["caption_loss"] == pytest.approx(loss, rel=1e-4)
+    mean = sum(loss * tokens for loss, tokens in wanted) / sum(tokens for _, tokens in wanted)
+    assert scores["caption_loss,none"] == pytest.approx(mean, rel=1e-4)
+    assert scores["caption_ppl,none"] == pytest.approx(math.exp(mean), rel=1e-3)
+    assert report["caption_ppl"] == scores["caption_ppl,none"]
