@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-import mir_task
-from mir_task.capture import HiddenStateCapture, own_tokens
 from tests import harness, zoo
 
 ROWS = [

@@ -1,0 +1,30 @@
+"""The examples, as a reader runs them."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_command import run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_measure_checkpoint(llava, tmp_path) -> None:
+    printed = run(sys.executable, str(EXAMPLES / "measure_checkpoint.py"), str(llava), cwd=tmp_path)
+    assert re.search(r"^MIR 0\.\d{4} ± 0\.\d{4}$", printed, re.MULTILINE)
+    assert len(re.findall(r"^layer \d: ", printed, re.MULTILINE)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--moca"]])
+def test_train_connector(tmp_path, options) -> None:
+    command = [sys.executable, str(EXAMPLES / "train_connector.py"), *options]
+    printed = run(*command, cwd=tmp_path)
+    before, after = (
+        float(value) for value in re.findall(r"^MIR \w+ training +(\S+)", printed, re.MULTILINE)
+    )
+    assert after != before
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", printed)]
+    assert losses[-1] < losses[0]
