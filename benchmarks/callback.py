@@ -70,9 +70,8 @@ def main() -> None:
         inputs = processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
         return {**inputs, "labels": inputs["input_ids"].clone()}
 
-    print(
-        f"\n| {PAIRS} pairs | a step, s | a measurement, s | steps it takes as long as | of {EVERY} steps |"
-    )
+    columns = (f"{PAIRS} pairs", "a step, s", "a measurement, s", "in steps", f"of {EVERY} steps")
+    print(f"\n| {' | '.join(columns)} |")
     print("|---|---:|---:|---:|---:|")
     for name, groups in (("with standard error (5 groups)", 5), ("without", 0)):
         with tempfile.TemporaryDirectory() as output:
