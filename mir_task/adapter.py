@@ -141,13 +141,13 @@ class Adapter(Reader):
 
     def send(self, documents: list[Document], placement: str) -> list[str]:
         """One call of the adapter; its answers are not used. Returns the errors that it logs."""
-        requests = [_instance(self.lm, placement, document) for document in documents]
+        requests = [_instance(self.lm, placement, self.modality, document) for document in documents]
         with _quiet() as complaints:
             getattr(self.lm, requests[0].request_type)(requests)
         return complaints
 
 
-def _instance(lm: lmms, placement: str, document: Document) -> Instance:
+def _instance(lm: lmms, placement: str, modality: str, document: Document) -> Instance:
     # Adapters change their generation arguments in place, so each request gets its own.
     generation: dict[str, Any] = {**GENERATION, "until": ["\n\n"]}
     rest = (document.row, document.task, document.split)
@@ -158,7 +158,7 @@ def _instance(lm: lmms, placement: str, document: Document) -> Instance:
     elif lm.is_simple:
         method, arguments = "generate_until", (document.text, generation, document.to_media, *rest)
     else:
-        conversation = functools.partial(messages, document, placement)
+        conversation = functools.partial(messages, document, placement, modality)
         method, arguments = "generate_until", (document.text, conversation, generation, *rest)
     metadata = {"task": document.task, "doc_id": document.row, "repeats": 1}
     return Instance(request_type=method, arguments=arguments, idx=0, metadata=metadata)

@@ -121,7 +121,7 @@ class _Processor(Reader):
             inputs = self._encode(medium, document.text)
         else:
             inputs = self._processor.apply_chat_template(
-                messages(document, placement, {}),
+                messages(document, placement, self.modality, {}),
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_TYPES: dict[type, str] = {str: "video", dict: "audio"}  # of the parts of a chat message
-
 
 class Document(NamedTuple):
     """One document to measure, as whoever runs the model asks for it."""
@@ -22,18 +20,19 @@ class Document(NamedTuple):
     split: str = ""
 
 
-def messages(document: Document, placement: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+def messages(
+    document: Document, placement: str, modality: str, row: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The conversation of `assistant_chat` or `user_generate`, as chat templates take it.
 
     Args:
         document: with its text.
         placement: of the text: a turn of the assistant after the medium, or the user's turn.
+        modality: of the medium.
         row: of the split, for `document.to_media`.
     """
     text = {"type": "text", "text": document.text}
-    user: list[dict[str, Any]] = [
-        {"type": _TYPES.get(type(medium), "image"), "url": medium} for medium in document.to_media(row)
-    ]
+    user: list[dict[str, Any]] = [{"type": modality, "url": medium} for medium in document.to_media(row)]
     if placement == "user_generate":
         return [{"role": "user", "content": [*user, text]}]
     return [{"role": "user", "content": user}, {"role": "assistant", "content": [text]}]
