@@ -12,6 +12,7 @@ from loguru import logger
 from torch import nn
 from tqdm import tqdm
 
+from mir_task import moca
 from mir_task.decoder import find_decoder
 from mir_task.errors import MIRError
 from mir_task.placement import Document, messages
@@ -126,9 +127,12 @@ class Adapter(Reader):
         placements = ("assistant_loglikelihood", "user_generate")
         if not lm.is_simple:
             placements = ("assistant_chat", "user_generate")
+        models = torch_models(lm)
+        for model in models:
+            moca.restore(model)
         super().__init__(
             f"the adapter {type(lm).__name__}",
-            torch_models(lm),
+            models,
             find_tokenizer(lm),
             settings,
             placements,
