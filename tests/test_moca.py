@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mir_task import MIRError, moca, modality_integration_rate
 from mir_task.capture import HiddenStateCapture
 from mir_task.decoder import find_decoder
+from tests.zoo.common import skip_on_transformers_4
 from tests.zoo.gemma import gemma3
 from tests.zoo.instructblip import instructblip
 from tests.zoo.llava import llava
@@ -156,8 +158,11 @@ def test_vision_rows_alone_are_scaled_and_shifted(load, checkpoints, make, dtype
     is_vision = vision(model, call["input_ids"])
     assert 0 < int(is_vision[0].sum()) < is_vision.shape[1]
     assert not call["attention_mask"].bool().all()
-    runs = [lambda: model(**call), lambda: model.generate(**call, max_new_tokens=3, do_sample=False)]
-    for run in runs:
+    for run in (
+        lambda: model(**call),
+        lambda: model.generate(**call, max_new_tokens=3, do_sample=False),
+        lambda: model.to(dtype)(**call),  # MoCa's parameters too
+    ):
         for layer, raw, changed in seen_by_layers(model, run):
             scaled = raw.float() * layer.moca.scale + layer.moca.shift
             assert changed[is_vision].equal(scaled.to(dtype)[is_vision])
@@ -193,6 +198,29 @@ def randomised(load, make=llava):
     return randomise(model)
 
 
+def test_ids_are_enough_where_the_embeddings_are_noisy(load) -> None:
+    model, call = randomised(load), llava_call(3)
+    model.get_input_embeddings().register_forward_hook(lambda _, args, out: out + 0.01)
+    is_vision = vision(model, call["input_ids"])
+    for _, raw, changed in seen_by_layers(model, lambda: model(**call)):
+        assert (raw != changed).any(-1).equal(is_vision)
+
+
+def test_hidden_states_of_transformers_are_those_after_moca(load) -> None:
+    skip_on_transformers_4("it records what a layer returns before any hook")
+    model, call = load(), llava_call(3)
+    model(**call, output_hidden_states=True)  # registers hooks that stay
+    moca.apply(model)
+    randomise(model)
+    states = []
+    seen = seen_by_layers(
+        model, lambda: states.extend(model(**call, output_hidden_states=True).hidden_states)
+    )
+    for state, (_, raw, changed) in zip(states[1:-1], seen[:-1], strict=True):
+        assert state.equal(changed)
+        assert not state.equal(raw)
+
+
 @pytest.mark.parametrize("make", CHAT)
 def test_generation_with_a_cache_is_that_of_whole_forwards(load, checkpoints, make) -> None:
     model, call = randomised(load, make), inputs(checkpoints(make), make)
@@ -216,6 +244,15 @@ def fill(name, added):
     return torch.ones_like(added) if name == "attention_mask" else torch.zeros_like(added)
 
 
+def test_a_placeholder_that_is_generated_is_no_vision_token(load) -> None:
+    model, call = randomised(load), llava_call(3)
+    with torch.no_grad():
+        past = model(**call, use_cache=True).past_key_values
+    step = {"input_ids": torch.tensor([[4]]), "past_key_values": past}
+    for _, raw, changed in seen_by_layers(model, lambda: model(**step)):
+        assert changed.equal(raw)
+
+
 def test_an_image_after_the_cache_holds_text(load) -> None:
     model, call = randomised(load), llava_call(20)
     wanted = logits(model, call)
@@ -231,11 +268,17 @@ def test_an_image_after_the_cache_holds_text(load) -> None:
 
 
 def gradients(model, calls):
-    """Of MoCa's parameters, after all forwards and then all backwards, the first forward's last."""
+    """Of MoCa's parameters, after all forwards and then all backwards.
+
+    The first forward's backward comes last, in another thread, as on an accelerator.
+    """
     model.zero_grad()
-    losses = [model(**call).logits.square().mean() for call in calls]
-    for loss in reversed(losses):
+    first, *others = [model(**call).logits.square().mean() for call in calls]
+    for loss in others:
         loss.backward()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(first.backward).result()
+    assert find_decoder(model).module._moca.finder.forward is None
     found = {name: p.grad.clone() for name, p in model.named_parameters() if ".moca." in name}
     assert all(grad.any() for grad in found.values())
     return found
@@ -384,8 +427,8 @@ def hooks(model):
 
 def test_nothing_is_left_after_removal(load) -> None:
     model, call = load(), llava_call(3)
+    model.gradient_checkpointing_enable()  # registers a hook of its own in transformers 5
     wanted, keys, before = logits(model, call), model.state_dict().keys(), hooks(model)
-    model.gradient_checkpointing_enable()
     moca.apply(model)
     randomise(model)
     assert not logits(model, call).equal(wanted)
