@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from loguru import logger
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -95,14 +95,15 @@ class _Hooks:
         if not len(at[0]) and not torch.is_grad_enabled():
             return None
         assert forward.sequences is not None
-        wanted = (len(forward.sequences), len(forward.sequences[0].real), len(layer.moca.scale))
+        part = _part(layer)
+        wanted = (len(forward.sequences), len(forward.sequences[0].real), len(part.scale))
         if tuple(hidden.shape) != wanted:
             raise MIRError(
                 f"the output of a decoder layer has the shape {tuple(hidden.shape)}, not {wanted} of "
                 "sequences, positions and dimensions: MoCa is not defined on it, so remove it"
             )
         # Without a vision token too, so that a text-only step of a training has gradients for all.
-        changed = hidden.index_put(at, layer.moca(hidden[at]))
+        changed = hidden.index_put(at, part(hidden[at]))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _wrap_checkpointing(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -171,7 +172,8 @@ def remove(model: nn.Module) -> None:
     del decoder.module._moca
     for layer in decoder.layers:
         del layer.moca
-    del model.config.moca
+    config: Any = model.config
+    del config.moca
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
@@ -195,7 +197,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     tensors = {
         f"layers.{number}.moca.{name}": parameter.detach().cpu().contiguous()
         for number, layer in enumerate(decoder.layers)
-        for name, parameter in layer.moca.named_parameters()
+        for name, parameter in _part(layer).named_parameters()
     }
     save_file(tensors, file)
     return file
@@ -228,7 +230,7 @@ def load(model: nn.Module, path: str | Path) -> None:
         apply(model)
     with torch.no_grad():
         for (number, name), tensor in tensors.items():
-            decoder.layers[number].moca.get_parameter(name).copy_(tensor)
+            _part(decoder.layers[number]).get_parameter(name).copy_(tensor)
 
 
 def restore(model: nn.Module) -> None:
@@ -255,6 +257,10 @@ def restore(model: nn.Module) -> None:
     logger.info(f"MoCa's scales and shifts of {origin} restored, which from_pretrained leaves behind")
 
 
+def _part(layer: nn.Module) -> ScaleAndShift:
+    return cast(ScaleAndShift, layer.moca)
+
+
 def _hooks(decoder: Decoder) -> _Hooks | None:
     return vars(decoder.module).get("_moca")
 
@@ -275,7 +281,7 @@ def _read(source: str) -> dict[tuple[int, str], Tensor]:
     """
     tensors = {}
     for file in _files(source):
-        with safe_open(file, "pt") as opened:
+        with contextlib.suppress(SafetensorError), safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - it has no iterator
                 if match := _KEY.search(key):
                     tensors[int(match[1]), match[2]] = opened.get_tensor(key)

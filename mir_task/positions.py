@@ -192,10 +192,10 @@ class PositionFinder:
     ) -> None:
         self._running.forward = None
         arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        embeds, ids = arguments.get("inputs_embeds"), arguments.get("input_ids")
+        embeds = arguments.get("inputs_embeds")
         step = _cached_length(arguments.get("past_key_values")) > 0
         if step and self._lasting:
-            step = (ids if embeds is None else embeds).shape[1] == 1
+            step = (arguments["input_ids"] if embeds is None else embeds).shape[1] == 1
         self._running.forward = Forward(step, {} if step else arguments)
         if embeds is not None and not step:
             self._locate(decoder, embeds)

@@ -523,7 +523,8 @@ def test_what_does_not_fit_is_refused(load, checkpoints, tmp_path) -> None:
         save_file(kept, tmp_path / f"{name}.safetensors")
         with pytest.raises(MIRError, match=f"{name}.safetensors holds .*{held[name]}.* same decoder"):
             moca.load(model, tmp_path / f"{name}.safetensors")
-    for path in (checkpoints(llava), tmp_path / "nowhere", "", "nobody/nothing"):
+    (tmp_path / "other.bin").write_bytes(b"no safetensors" * 9)
+    for path in (checkpoints(llava), tmp_path / "nowhere", tmp_path / "other.bin", "", "nobody/nothing"):
         named = re.escape(str(path) or "no path")
         with pytest.raises(MIRError, match=f"^{named} holds no parameters of MoCa: give the path"):
             moca.load(model, path)
