@@ -26,6 +26,7 @@ def pairs(count: int) -> list[tuple[Image.Image, str]]:
 def main() -> None:
     checkpoint, output = sys.argv[1], Path(sys.argv[2])
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint)
+    model.model.vision_tower.requires_grad_(False)  # its last layer is not used
     processor = AutoProcessor.from_pretrained(checkpoint)
 
     def collate(rows):
