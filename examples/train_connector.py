@@ -1,9 +1,9 @@
 """A connector is trained while MIR is watched: `python examples/train_connector.py [--moca]`.
 
 The world is small enough for two minutes on a CPU: one shape on a grey ground, and a caption that names
-its size, colour, form and place. A small LLaVA first learns such captions as text; then all of it is
-frozen but the connector (and with `--moca` the scales and shifts of its vision tokens), which learns
-from pairs. `MIRCallback` measures 48 held-out pairs on the way.
+its size, colour, form and place. A small LLaVA first learns as text to repeat such a caption; then all
+of it is frozen but the connector (and with `--moca` the scales and shifts of its vision tokens), which
+learns from pairs to put the image in the place of the first. `MIRCallback` measures 48 held-out pairs.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Collator:
             texts = [f"<image>\n{caption}</s>" for caption in captions]
             inputs = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt")
         else:
-            texts = [f"{caption}</s>" for caption in captions]
+            texts = [f"{caption}\n{caption}</s>" for caption in captions]
             inputs = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
         ignored = (inputs["attention_mask"] == 0) | (
             inputs["input_ids"] == self.processor.image_token_id
@@ -116,7 +116,7 @@ def main() -> None:
         model = LlavaForConditionalGeneration.from_pretrained(folder)
         processor = AutoProcessor.from_pretrained(folder)
 
-        print("The decoder learns captions as text")
+        print("The decoder learns to repeat captions")
         model.requires_grad_(False)
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
