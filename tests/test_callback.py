@@ -215,6 +215,7 @@ def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
     assert first["wrapped"] == "DistributedDataParallel"
     assert not first["harness"]
     assert first["results"] == second["results"]
+    assert first["sharded"] == pytest.approx(first["results"]["0"]["mir"], abs=1e-6)
     assert list(first["results"]) == ["0", "2", "4"]
     assert [entry["step"] for entry in first["logged"]] == [0, 2, 4]
 

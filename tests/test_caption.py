@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+import mir_task
+from mir_task.capture import Prefill, own_tokens
 from tests import harness, zoo
 
 ROWS = [
@@ -36,6 +38,7 @@ def wanted_losses(row: zoo.Row, checkpoint, documents, texts) -> list[tuple[floa
     for call, seen in zip(documents, texts, strict=True):
         inputs = {name: value for name, value in call.items() if name not in ("labels", "use_cache")}
         with torch.no_grad():
+            row.states(model, inputs)  # the original LLaVA loads its vision tower late
             logits = model(**inputs).logits[0].float()
         ids = call["input_ids"][0]
         offset = len(logits) - len(ids)  # placeholders that the model itself unfolds
@@ -82,3 +85,48 @@ def test_the_loss_is_that_of_the_models_own_logits(
     assert scores["caption_loss,none"] == pytest.approx(mean, rel=1e-4)
     assert scores["caption_ppl,none"] == pytest.approx(math.exp(mean), rel=1e-3)
     assert report["caption_ppl"] == scores["caption_ppl,none"]
+
+
+def test_a_model_without_logits_has_no_loss(llava) -> None:
+    from loguru import logger
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(llava)
+    processor = AutoProcessor.from_pretrained(llava)
+    pairs = harness.pairs_of(harness.task(mir_documents=3))
+    whole = mir_task.measure(model, processor, pairs, caption_ppl=True, bars=False)
+    assert whole.caption_ppl == pytest.approx(math.exp(whole.caption_loss))
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING")
+    bare = mir_task.measure(model.model, processor, pairs, caption_ppl=True, bars=False)
+    logger.remove(sink)
+    assert bare.caption_ppl is None
+    assert any("caption_ppl is N/A: the forward of LlavaModel returns no logits" in m for m in messages)
+    assert bare.mir == pytest.approx(whole.mir, abs=1e-9)
+    assert mir_task.measure(model, processor, pairs, bars=False).caption_loss is None
+
+
+def test_tokens_of_a_text_that_was_cut_or_spelled_anew() -> None:
+    class Words:
+        """One token a word, in lower case."""
+
+        words = ("<s>", "user", "a", "red", "circle", "at", "left", "</s>")
+
+        def encode(self, text, *, add_special_tokens):
+            return [self.words.index(word.lower()) for word in text.split()]
+
+        def decode(self, ids):
+            return " ".join(self.words[i] for i in ids)
+
+    def prefill(sentence: str) -> Prefill:
+        ids = torch.tensor(Words().encode(sentence, add_special_tokens=False))
+        every = torch.ones(len(ids), dtype=torch.bool)
+        return Prefill(ids, every, ~every, every, "token_ids", (), ())
+
+    for sentence, text, wanted in (
+        ("user a red circle </s>", "a red circle", slice(1, 4)),
+        ("user a red circle </s>", "A Red circle", slice(1, 4)),
+        ("user a red circle at", "a red circle at left", slice(1, 5)),
+        ("a red circle", "a red circle", slice(0, 3)),
+    ):
+        assert own_tokens(prefill(sentence), text, Words()) == wanted

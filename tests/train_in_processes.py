@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoProcessor, LlavaForConditionalGeneration, Trainer, TrainingArguments
 
 import mir_task
@@ -53,12 +55,18 @@ def main() -> None:
     callback = MIRCallback(trainer, pairs(5), every=2, groups=2)
     trainer.add_callback(callback)
     trainer.train()
+    sharded = LlavaForConditionalGeneration.from_pretrained(checkpoint)
+    mesh = init_device_mesh("cpu", (trainer.args.world_size,))
+    for layer in sharded.model.language_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
     rank = trainer.args.process_index
     values = {
         "processes": trainer.args.world_size,
         "wrapped": type(trainer.model_wrapped).__name__,
         "results": {step: result.to_dict() for step, result in callback.results.items()},
         "logged": [entry for entry in trainer.state.log_history if "mir" in entry],
+        "sharded": mir_task.measure(sharded, processor, pairs(5), bars=False).mir,
         "harness": "lmms_eval" in sys.modules,
     }
     (output / f"rank{rank}.json").write_text(json.dumps(values))
