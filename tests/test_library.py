@@ -180,3 +180,29 @@ def test_what_is_refused(llava_model, pairs) -> None:
     ):
         with pytest.raises(MIRError, match=message):
             mir_task.measure(*arguments, bars=False, **settings)
+
+
+def test_the_original_llava_by_its_own_functions(checkpoints, tmp_path) -> None:
+    pytest.importorskip("llava", reason="llava-torch runs beside transformers 4 only")
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.conversation import conv_templates
+    from llava.mm_utils import process_images, tokenizer_image_token
+
+    row = next(row for row in zoo.rows() if row.adapter == "llava")
+    lm = zoo.load_row(row, zoo.make(row, checkpoints))
+    model, tokenizer, image_processor = lm.model, lm.tokenizer, lm._image_processor
+    task = harness.task()
+    harness.evaluate(lm, task, output=tmp_path)
+
+    def encode(image, text):
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message(conversation.roles[0], "<image>\n")
+        conversation.append_message(conversation.roles[1], text)
+        prompt = conversation.get_prompt()
+        ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
+        images = process_images([image], image_processor, model.config)
+        return {"input_ids": ids[None], "images": images, "image_sizes": [image.size]}
+
+    pairs = harness.pairs_of(task)
+    result = mir_task.measure(model, tokenizer, pairs, encode=encode, groups=3, bars=False)
+    assert result.mir == pytest.approx(harness.report(tmp_path)["mir"], abs=1e-5)

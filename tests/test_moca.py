@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import mir_task
 from mir_task import MIRError, moca, modality_integration_rate
 from mir_task.capture import HiddenStateCapture
 from mir_task.decoder import find_decoder
+from tests import harness
 from tests.zoo.common import skip_on_transformers_4
 from tests.zoo.gemma import gemma3
 from tests.zoo.instructblip import instructblip
@@ -551,3 +554,18 @@ def test_layers_that_drop_positions_are_refused(load) -> None:
     )
     with pytest.raises(MIRError, match=r"has the shape \(1, 5, 32\), not \(1, 40, 32\)"):
         logits(model, llava_call(3))
+
+
+def test_the_harness_measures_a_checkpoint_with_its_moca(load, checkpoints, tmp_path) -> None:
+    from transformers import AutoProcessor
+
+    model = randomised(load)
+    folder = shutil.copytree(checkpoints(llava), tmp_path / "with")
+    model.save_pretrained(folder)
+    task = harness.task(mir_documents=3, mir_groups=0)
+    harness.evaluate(harness.load(folder), task, output=tmp_path / "out")
+    value = harness.report(tmp_path / "out")["mir"]
+    processor, pairs = AutoProcessor.from_pretrained(folder), harness.pairs_of(task)
+    assert value == pytest.approx(mir_task.measure(model, processor, pairs, bars=False).mir, abs=1e-6)
+    moca.remove(model)
+    assert value != pytest.approx(mir_task.measure(model, processor, pairs, bars=False).mir, abs=1e-3)
