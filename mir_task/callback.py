@@ -21,9 +21,10 @@ class MIRCallback(TrainerCallback):
 
     What is logged, beside the losses: `mir`, `mir_published_fast`, `mir_stderr`, `mir_mean_term` and
     `mir_covariance_term` (sums over the layers; together the distance whose log10 is MIR),
-    `mir_norm_ratio` (mean over the layers of vision over text norm), `mir_seconds`, and with `patience`
-    `mir_plateau` (0 or 1). At evaluations `eval_mir` also goes into the metrics, so that
-    `metric_for_best_model="mir"` with `greater_is_better=False` keeps the checkpoint of the lowest MIR.
+    `mir_norm_ratio` (mean over the layers of vision over text norm), `mir_seconds`, with `patience`
+    `mir_plateau` (0 or 1), and with `caption_ppl=True` `caption_loss` and `caption_ppl`. At evaluations
+    `eval_mir` also goes into the metrics, so that `metric_for_best_model="mir"` with
+    `greater_is_better=False` keeps the checkpoint of the lowest MIR.
 
     The first measurement, before the first step, raises what is wrong with model or pairs; one that
     fails later is logged as an error, and training goes on.
@@ -66,11 +67,14 @@ class MIRCallback(TrainerCallback):
         self.best: MIRResult | None = None
         """The result of the last improvement."""
         self._since_best = 0
+        self._training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure before the first step."""
+        self.results, self.best, self._since_best = {}, None, 0
+        self._training = True
         self._measure(state, control)
 
     def on_step_end(
@@ -89,9 +93,11 @@ class MIRCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure at an evaluation, and put the value among its metrics."""
-        if self.every is None and state.global_step not in self.results:
-            self._try_to_measure(state, control)
-        if metrics is not None and state.global_step in self.results:
+        # After training the model may be another at the same step: the best one, loaded again.
+        known = self._training and state.global_step in self.results
+        if self.every is None and not known:
+            known = self._try_to_measure(state, control)
+        if metrics is not None and known:
             metrics["eval_mir"] = self.results[state.global_step].mir
 
     def on_train_end(
@@ -100,16 +106,19 @@ class MIRCallback(TrainerCallback):
         """Measure the model that training leaves, unless that was just done."""
         if state.global_step not in self.results:
             self._try_to_measure(state, control)
+        self._training = False
 
-    def _try_to_measure(self, state: TrainerState, control: TrainerControl) -> None:
+    def _try_to_measure(self, state: TrainerState, control: TrainerControl) -> bool:
         try:
             self._measure(state, control)
+            return True
         except Exception as error:  # noqa: BLE001 - days of training are not for a measurement to end
             logger.error(f"MIR could not be measured after step {state.global_step}: {error}")
+            return False
 
     def _measure(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.perf_counter()
-        processor = self.processor or self.trainer.processing_class
+        processor = self.trainer.processing_class if self.processor is None else self.processor
         result = measure(self.trainer.model, processor, self.pairs, bars=False, **self.options)
         self.results[state.global_step] = result
         values = {**flat(result), "mir_seconds": time.perf_counter() - started}
@@ -145,6 +154,8 @@ def flat(result: MIRResult) -> dict[str, float]:
         "mir_mean_term": sum(layer.mean_term for layer in layers),
         "mir_covariance_term": sum(layer.covariance_term for layer in layers),
         "mir_norm_ratio": sum(layer.norm_ratio for layer in layers) / len(layers),
+        "caption_loss": result.caption_loss,
+        "caption_ppl": result.caption_ppl,
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -13,7 +13,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from mir_task.distributed import rank, world_size
+from mir_task.distributed import on_every_rank, rank, world_size
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult
 from mir_task.passes import measure_together
@@ -54,7 +54,7 @@ def measure(
         name: for progress bars and messages.
         bars: whether to show progress bars.
         settings: as the keys of a MIR task, without their `mir_`: `modality`, `placement`, `outliers`,
-            `groups`, `text_rows`, `on_error`, `extras`, `late_outliers`, `host_memory`,
+            `groups`, `text_rows`, `caption_ppl`, `on_error`, `extras`, `late_outliers`, `host_memory`,
             `accelerator_memory`.
 
     Raises:
@@ -64,14 +64,11 @@ def measure(
     chosen = Measuring.of(name, keys)
     pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
     inner = _unwrapped(model)
+    with on_every_rank():
+        documents = list(_share(pairs))
+    make = functools.partial(_Processor, inner, processor, chosen, encode)
     with undisturbed(inner):
-        whole = measure_together(
-            lambda: _Processor(inner, processor, chosen, encode),
-            list(_share(pairs)),
-            chosen,
-            name,
-            bars=bars,
-        )
+        whole = measure_together(make, documents, chosen, name, bars=bars)
     if rank() == 0:
         for warning in whole.measured.warnings(whole.result, chosen.mir_modality):
             logger.warning(f"{name}: {warning}")

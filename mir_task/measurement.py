@@ -66,11 +66,11 @@ class Measurement:
 
     @property
     def caption_loss(self) -> float | None:
-        """Mean loss of all documents' caption tokens, in nats; None where it was not taken."""
+        """Mean loss of all documents' caption tokens, in nats; None unless all have one."""
         taken = [document for document in self.documents.values() if "caption_loss" in document]
-        tokens = sum(document["caption_tokens"] for document in taken)
-        if not tokens:
+        if not taken or len(taken) < len(self.documents):
             return None
+        tokens = sum(document["caption_tokens"] for document in taken)
         return float(sum(d["caption_loss"] * d["caption_tokens"] for d in taken) / tokens)
 
     def warnings(self, result: MIRResult, modality: str) -> list[str]:
@@ -251,10 +251,12 @@ class _Run:
 
 
 def _caption(prefill: Prefill, text: str, tokenizer: Any) -> dict[str, Any]:
-    """Loss of a document's own tokens, or nothing where losses were not taken."""
+    """Loss of a document's own tokens, or nothing where losses were not taken or are not finite."""
     if prefill.text_losses is None:
         return {}
     losses = prefill.text_losses[own_tokens(prefill, text, tokenizer)]
+    if not losses.isfinite().all():
+        return {}
     return {"caption_tokens": len(losses), "caption_loss": float(losses.mean())}
 
 

@@ -127,7 +127,8 @@ def measure_together(
         )
     if settings.mir_caption_ppl and result.caption_loss is None:
         notes.append(
-            f"caption_ppl is N/A: the forward of {type(reader.model).__name__} returns no logits"
+            f"caption_ppl is N/A: the forwards of {type(reader.model).__name__} return no logits, or "
+            "some that are not finite"
         )
         _log(name, notes[-1:])
     rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
