@@ -82,7 +82,7 @@ class Measuring(BaseModel):
             return cls(**keys)
         except ValidationError as error:
             faults = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
-            known = ", ".join(cls.model_fields)
+            known = ", ".join(sorted(cls.model_fields))
             raise MIRError(f"{owner}: {faults}. Known keys: {known}") from None
 
 

@@ -56,7 +56,7 @@ def test_traps_are_named(llava) -> None:
     assert result.exit_code == 0, result.output
     assert "(simple)" in result.output
     if "user_generate" in result.output:  # the simple log-likelihood fails on transformers 5
-        assert "trap       LlavaHf does not do assistant_loglikelihood" in result.output
+        assert "trap       the adapter LlavaHf does not do assistant_loglikelihood" in result.output
 
 
 def test_a_forced_placement(llava) -> None:

@@ -294,7 +294,7 @@ class TestBadInput:
         )
 
     def test_unknown_key_and_value(self) -> None:
-        with pytest.raises(MIRError, match="mir_documenst: Extra .* Known keys: mir_documents, "):
+        with pytest.raises(MIRError, match="mir_documenst: Extra .* Known keys: .*mir_documents, "):
             harness.task(mir_documenst=3)
         with pytest.raises(MIRError, match="task mir_test: mir_outliers: .*'replace' or 'drop'"):
             harness.task(mir_outliers="keep")

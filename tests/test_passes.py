@@ -20,10 +20,10 @@ def passes(monkeypatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     measure = mir_task.passes.measure
 
-    def watched(lm, documents, meter, layers, *others):
+    def watched(reader, documents, meter, layers, *others, **options):
         assert tuple(layers) == meter.numbers
         seen.append(meter.numbers)
-        return measure(lm, documents, meter, layers, *others)
+        return measure(reader, documents, meter, layers, *others, **options)
 
     monkeypatch.setattr("mir_task.passes.measure", watched)
     return seen
