@@ -133,7 +133,7 @@ def test_evaluations_carry_it_and_the_best_checkpoint_goes_by_it(model, llava, p
     at_evaluations = {step: result.mir for step, result in callback.results.items() if step}
     assert trainer.state.best_metric == min(at_evaluations.values())
     best = min(at_evaluations, key=at_evaluations.__getitem__)
-    assert trainer.state.best_global_step == best != 6
+    assert trainer.state.best_global_step == best
     # After training the model may be another, though the step is still the last.
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.weight.mul_(3)
