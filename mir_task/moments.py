@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -111,7 +111,9 @@ class Moments:
         Those of half-precision rows are sums of integers where that is faster. All else is float64.
         """
         if len(rows) and integers.suit(rows):
-            return merged(cls._of_integers(part) for part in torch.split(rows, integers.MOST_ROWS))
+            blocks = list(_blocks(rows.shape[1]))
+            parts = torch.split(rows, integers.MOST_ROWS)
+            return merged(cls(len(part), *integers.moments(part, blocks)) for part in parts)
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         moments = cls.repeated(rows.new_zeros(rows.shape[1]), 0)
         if not len(rows):
@@ -126,11 +128,6 @@ class Moments:
         shift /= len(rows)
         moments._add_outer(shift, -len(rows))
         return cls(len(rows), centre + shift, moments.scatter)
-
-    @classmethod
-    def _of_integers(cls, rows: Tensor) -> "Moments":
-        total, scatter = integers.sums(rows, list(_blocks(rows.shape[1])))
-        return cls(len(rows), total / len(rows), scatter)
 
     def copy(self) -> "Moments":
         """With tensors of its own."""
@@ -199,15 +196,26 @@ def _count_below(rows: Tensor, thresholds: Tensor) -> Tensor:
     """How many rows [n, d] are at or below each of the thresholds [q, d], in each dimension."""
     if rows.device.type != "cpu":
         return torch.stack([(rows <= threshold).sum(0) for threshold in thresholds])
-    dtype = torch.float32 if rows.element_size() < 4 else rows.dtype
     counts = np.zeros(thresholds.shape, np.int64)
-    limits = thresholds.to(dtype).numpy()
-    # Sums of single bytes take a third of the time, and hold no more than 255; so few rows stay in the cache.
+    limits = _ordered(thresholds + 0)  # -0.0 becomes 0.0, which both zeros are below
+    # Sums of single bytes take a third of the time, and hold no more than 255. So few rows stay in the
+    # cache.
     for piece in rows.split(255):
-        values = piece.to(dtype).numpy()
+        values = _ordered(piece)
         for count, limit in zip(counts, limits, strict=True):
             count += (values <= limit).view(np.uint8).sum(0, dtype=np.uint8)
     return torch.from_numpy(counts)
+
+
+def _ordered(numbers: Tensor) -> "np.ndarray[Any, Any]":
+    """Numbers, or integers in their order where they are half-precision, which NumPy compares slowly."""
+    if numbers.element_size() > 2:
+        return numbers.numpy()
+    bits = numbers.view(torch.int16).numpy()
+    ordered = bits >> 15
+    ordered &= 0x7FFF
+    ordered ^= bits  # the larger the other bits of a negative number, the smaller it is
+    return ordered
 
 
 def medians(counts: Sequence[MedianCounts]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,115 @@
+"""Second moments as sums of integers, against float64 and against the float32 that takes their place."""
+
+import pytest
+import torch
+
+from mir_task import MIRMeter, integers
+from mir_task.moments import Moments
+
+SIZE = 320  # blocks of 80 columns
+AMX = pytest.mark.skipif(not integers._tiles(), reason="this processor or torch has no AMX for bytes")
+KINDS = ["plain", "far_mean", "one_far_channel", "massive_channel", "heavy_tails", "singular", "tiny"]
+
+
+def tokens(kind: str, count: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Rows [count, SIZE] whose covariance is hard to sum."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64) / SIZE**0.5
+    if kind == "singular":
+        mixing[SIZE // 2 :] = 0
+    x = torch.randn(count, SIZE, generator=generator, dtype=torch.float64) @ mixing
+    if kind == "far_mean":
+        x += 30
+    if kind == "one_far_channel":
+        x[:, 7] = 300 + 0.3 * x[:, 7]
+    tails = torch.randn(count, 1, generator=generator, dtype=torch.float64).exp()
+    if kind == "massive_channel":
+        x[:, 7:8] *= 100 * tails
+    if kind == "heavy_tails":
+        x *= tails
+    if (
+        kind == "tiny"
+    ):  # below the normal numbers of float16; a column of zeros, one beside which all are
+        x *= 1e-6 if dtype == torch.float16 else 1e-15
+        x[:, 3] = 0
+        x[:, 4] *= 1e-20
+    return x.to(dtype)
+
+
+@AMX
+@pytest.mark.parametrize("count", [1, 2, 127, 129, 3000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_are_those_of_float64(kind: str, dtype: torch.dtype, count: int) -> None:
+    rows = tokens(kind, count, dtype)
+    got, wanted = Moments.of_rows(rows), Moments.of_rows(rows.double())
+    spread = rows.double().sub(wanted.mean).square().sum(0).sqrt()
+    spread += 1e-6 * spread.max() + 1e-9 * wanted.mean.abs()
+    assert got.count == count
+    assert ((got.mean - wanted.mean).abs() <= 1e-9 * (spread + wanted.mean.abs())).all()
+    if count > 1:
+        error = (got.gaussian().covariance - wanted.gaussian().covariance).abs() * (count - 1)
+        assert (error.diagonal() <= 1e-9 * spread.square().clamp(min=1e-3 * spread.max() ** 2)).all()
+        assert (error <= 1e-4 * spread[:, None] * spread).all()
+
+
+@AMX
+def test_the_largest_sums_fit() -> None:
+    # All bytes as large as they get, in as many rows as one sum may have, and one more.
+    rows = torch.full((integers.MOST_ROWS + 1, 33), -65504.0, dtype=torch.float16)
+    rows[::2, 5] = 65504.0
+    got, wanted = Moments.of_rows(rows), Moments.of_rows(rows.double())
+    torch.testing.assert_close(got.mean, wanted.mean, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(
+        got.gaussian().covariance, wanted.gaussian().covariance, rtol=1e-9, atol=1e-3
+    )
+
+
+def mir(vision: torch.Tensor, text: torch.Tensor, kept: int | None) -> float:
+    meter = MIRMeter(outliers="drop", kept_rows=kept, groups=2)
+    for number, (v, t) in enumerate(zip(vision.split(300), text.split(200), strict=True)):
+        meter.update(number, [v], [t], group=number)
+    if meter.needs_second_pass():
+        again = meter.second_pass()
+        for number, (v, t) in enumerate(zip(vision.split(300), text.split(200), strict=True)):
+            again.update(number, [v], [t], group=number)
+        meter = again
+    return meter.compute().mir
+
+
+@AMX
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("singular", "tiny")])
+def test_mir_is_that_of_all_rows_kept(kind: str, dtype: torch.dtype) -> None:
+    vision, text = tokens(kind, 9000, dtype), 1.1 * tokens(kind, 6000, dtype, seed=1)
+    assert mir(vision, text, kept=2000) == pytest.approx(mir(vision, text, kept=10**6), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_amx_float32_gives_the_same(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tokens(kind, 3000, dtype)
+    here = Moments.of_rows(rows).gaussian()
+    monkeypatch.setattr(integers, "_tiles", lambda: False)
+    there = Moments.of_rows(rows).gaussian()
+    spread = there.covariance.diagonal().clamp(min=0).sqrt()
+    spread += 1e-6 * spread.max()
+    assert ((here.mean - there.mean).abs() <= 1e-6 * (spread + there.mean.abs())).all()
+    assert ((here.covariance - there.covariance).abs() <= 5e-5 * spread[:, None] * spread).all()
+
+
+def test_only_half_precision_rows_of_the_processor_suit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integers, "_tiles", lambda: True)
+    rows = torch.ones(3, 4)
+    assert integers.suit(rows.half())
+    assert integers.suit(rows.bfloat16())
+    assert not integers.suit(rows)
+    assert not integers.suit(rows.double())
+    assert not integers.suit(torch.ones(3, 4, dtype=torch.float16, device="meta"))
+
+
+def test_a_torch_that_does_not_tell_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not integers._tiles.__wrapped__()
