@@ -10,7 +10,7 @@ than half as long as one of float32.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ def suit(rows: Tensor) -> bool:
 @functools.cache
 def _tiles() -> bool:
     """AMX: without it products of bytes are slower, and on the oldest processors not exact."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # of later torch only
-    return bool(capabilities.get("amx_int8")) and hasattr(torch, "_int_mm")
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of later torch only
+    return bool(known.get("amx_int8")) and hasattr(torch, "_int_mm")
 
 
 def moments(rows: Tensor, blocks: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
@@ -74,7 +74,7 @@ class _FixedPoint(NamedTuple):
 
 def _fixed_point(rows: Tensor) -> _FixedPoint:
     # Without the sign, bits are integers of the order of the numbers, and compared faster.
-    bits = [(piece.view(torch.int16) & 0x7FFF).amax(0) for piece in rows.split(_PIECE)]
+    bits = [(piece.view(torch.int16) & 0x7FFF).amax(0) for piece in torch.split(rows, _PIECE)]
     largest = torch.stack(bits).amax(0).view(rows.dtype).float()
     # A low byte above 127 counts down from the next high one, which must be 127 at most. Columns below
     # 2^-100 have a scale beyond float32: they are zero beside any other.
@@ -82,7 +82,8 @@ def _fixed_point(rows: Tensor) -> _FixedPoint:
     scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
     high, low = torch.empty(2, *rows.shape, dtype=torch.int8)
     total, lost, squares = torch.zeros(3, rows.shape[1], dtype=torch.float64)
-    for piece, of_high, of_low in zip(*(part.split(_PIECE) for part in (rows, high, low)), strict=True):
+    pieces = (torch.split(part, _PIECE) for part in (rows, high, low))
+    for piece, of_high, of_low in zip(*pieces, strict=True):
         values = piece.float().mul_(scale)
         rounded = values.round()
         off = values.sub_(rounded)

@@ -200,7 +200,7 @@ def _count_below(rows: Tensor, thresholds: Tensor) -> Tensor:
     limits = _ordered(thresholds + 0)  # -0.0 becomes 0.0, which both zeros are below
     # Sums of single bytes take a third of the time, and hold no more than 255. So few rows stay in the
     # cache.
-    for piece in rows.split(255):
+    for piece in torch.split(rows, 255):
         values = _ordered(piece)
         for count, limit in zip(counts, limits, strict=True):
             count += (values <= limit).view(np.uint8).sum(0, dtype=np.uint8)
