@@ -14,13 +14,17 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def in_turns(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turns(
+    ways: dict[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of each way, after one round that is not counted, the ways taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
