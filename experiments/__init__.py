@@ -1,0 +1,1 @@
+"""Does MIR tell what it claims? Small vision-language models trained from scratch; see README.md."""

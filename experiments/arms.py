@@ -1,0 +1,68 @@
+"""What the study asks, and the arms that answer: fixed before any accuracy was looked at.
+
+A question's arms differ in one thing. All that is not named is as `Arm` has it: 4,000 pairs, one epoch,
+full captions, a peak learning rate of 1e-3, LLaVA-1.5's connector alone unlocked.
+"""
+
+from experiments.train import Arm
+
+SEEDS = (0, 1, 2)
+SIZES = (0, 1000, 2000, 4000, 8000, 16_000, 32_000)
+"""Pairs of (a). The first is the untrained connector."""
+
+
+def _each(**changes: object) -> list[Arm]:
+    return [Arm(seed=seed, **changes) for seed in SEEDS]  # type: ignore[arg-type]
+
+
+def _all(*settings: dict[str, object]) -> list[Arm]:
+    return [arm for changes in settings for arm in _each(**changes)]
+
+
+QUESTIONS: dict[str, tuple[str, list[Arm]]] = {
+    "a": ("data scale", _all(*({"pairs": pairs} for pairs in SIZES))),
+    "b": (
+        "caption detail",
+        _all(
+            *(
+                {"pairs": pairs, "detail": detail}
+                for pairs in (4000, 8000)
+                for detail in ("shapes", "colours", "full")
+            )
+        ),
+    ),
+    "c": (
+        "recipe",
+        _all(
+            *({"learning_rate": rate} for rate in (1e-4, 1e-3, 3e-3, 1e-2)),
+            {"warmup": 0.3},
+        ),
+    ),
+    "d": (
+        "what is unlocked",
+        _all(*({"unlocked": part} for part in ("connector", "encoder", "half", "decoder"))),
+    ),
+    "e": (
+        "connector and its output norm",
+        _all(
+            *({"connector": kind} for kind in ("linear", "mlp", "mlp4", "resampler")),
+            {"scale": 0.1},
+            {"matched_norm": True},
+        ),
+    ),
+    "f": (
+        "MoCa",
+        _all(*({"pairs": pairs, "moca": moca} for pairs in (4000, 8000) for moca in (False, True))),
+    ),
+    "h": (
+        "two epochs on little data",
+        _all(*({"pairs": pairs, "epochs": epochs} for pairs in (1000, 4000) for epochs in (1, 2))),
+    ),
+}
+"""Title and arms of each question that takes pre-trainings of its own; (g), (i), (j) and (k) read those."""
+
+
+def arms(questions: str = "".join(QUESTIONS)) -> list[Arm]:
+    """The arms of some questions, each once, those of many pairs first: they take the longest."""
+    named = {arm.name: arm for letter in questions for arm in QUESTIONS[letter][1]}
+    return sorted(named.values(), key=lambda arm: -arm.pairs * arm.epochs)
