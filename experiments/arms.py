@@ -4,6 +4,8 @@ A question's arms differ in one thing. All that is not named is as `Arm` has it:
 full captions, a peak learning rate of 1e-3, LLaVA-1.5's connector alone unlocked.
 """
 
+import itertools
+
 from experiments.train import Arm
 
 SEEDS = (0, 1, 2)
@@ -63,6 +65,6 @@ QUESTIONS: dict[str, tuple[str, list[Arm]]] = {
 
 
 def arms(questions: str = "".join(QUESTIONS)) -> list[Arm]:
-    """The arms of some questions, each once, those of many pairs first: they take the longest."""
-    named = {arm.name: arm for letter in questions for arm in QUESTIONS[letter][1]}
-    return sorted(named.values(), key=lambda arm: -arm.pairs * arm.epochs)
+    """The arms of some questions, each once; of each question those of many pairs first."""
+    lists = [sorted(QUESTIONS[letter][1], key=lambda arm: -arm.pairs) for letter in questions]
+    return list({arm.name: arm for arm in itertools.chain(*lists)}.values())
