@@ -197,6 +197,8 @@ def _count_below(rows: Tensor, thresholds: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return torch.stack([(rows <= threshold).sum(0) for threshold in thresholds])
     counts = np.zeros(thresholds.shape, np.int64)
+    if rows.dtype != thresholds.dtype:  # of documents that came in another precision
+        rows, thresholds = rows.double(), thresholds.double()
     limits = _ordered(thresholds + 0)  # -0.0 becomes 0.0, which both zeros are below
     # Sums of single bytes take a third of the time, and hold no more than 255. So few rows stay in the
     # cache.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mir_task import MIRError, MIRMeter, modality_integration_rate
+from mir_task.moments import MedianCounts
 
 LAYERS, DIMENSIONS = 3, 8
 
@@ -292,3 +293,13 @@ class TestBadInput:
     def test_one_group(self) -> None:
         with pytest.raises(MIRError, match="at least 2, got 1"):
             MIRMeter(groups=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_counted_in_whatever_precision_they_come(dtype: torch.dtype) -> None:
+    rows = torch.randn(700, DIMENSIONS, generator=torch.Generator().manual_seed(0))
+    for first in (torch.float16, torch.float32):
+        counts = MedianCounts.around(rows[:300].to(first))
+        counts.count(rows.to(dtype))
+        wanted = (rows.to(dtype).double() <= counts.thresholds.double().unsqueeze(1)).sum(1)
+        assert counts.below.equal(wanted)
