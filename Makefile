@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-MODELS = callback caption capture check harness library moca modality models standins traps zoo
+MODELS = callback caption capture check demo harness library moca modality models standins traps zoo
 # All tests, then those that run a model once more on transformers 4, where users of `--model llava` live.
 test-all: $(VENV)/ready $(VENV4)/ready
 	$(BIN)/python -m pytest -q -n 2

@@ -1,4 +1,8 @@
-"""The held-out scenes as files of the tasks `mir_scenes` and `scenes_vqa`: `python -m experiments.data`."""
+"""What ships with the package: `python -m experiments.data`, after the arms that it takes have run.
+
+The held-out scenes as files of the tasks `mir_scenes` and `scenes_vqa`, and for the demo a checkpoint
+with an untrained connector, and connectors of little and of much pre-training to put in its place.
+"""
 
 import io
 import json
@@ -6,21 +10,23 @@ import json
 import datasets
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from experiments import world
-from experiments.train import EVALUATED, EVALUATION, images, scenes
+from experiments import language, world
+from experiments.run import CHECKPOINTS
+from experiments.train import EVALUATED, EVALUATION, Arm, images, scenes
+from mir_task.demo.models import SCENES
 from mir_task.settings import TASK_CONFIGS
-from mir_task.sources import PACKAGE
 
-IMAGES = PACKAGE / "demo" / "scenes" / "scenes.parquet"
+CONNECTORS = {"little": 1000, "much": 32_000}
+"""Pairs of pre-training by the name of the demo's connector."""
 QUESTIONS = TASK_CONFIGS / "scenes" / "questions.jsonl"
 
 
-def main() -> None:
-    """Write both files."""
+def write_scenes() -> None:
+    """The files of both tasks."""
     drawn = scenes(EVALUATION, EVALUATED, held_out=True)
     random = np.random.default_rng([*EVALUATION, 1])
-    IMAGES.parent.mkdir(parents=True, exist_ok=True)
     rows, questions = [], []
     for number, (scene, image) in enumerate(zip(drawn, images(drawn, EVALUATION), strict=True)):
         png = io.BytesIO()
@@ -32,8 +38,31 @@ def main() -> None:
             for q in world.questions(scene, random)
         ]
     table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-    table.to_parquet(IMAGES)
+    table.to_parquet(SCENES / "scenes.parquet")
     QUESTIONS.write_text("".join(json.dumps(row) + "\n" for row in questions), "utf-8")
+
+
+def write_checkpoints() -> None:
+    """One checkpoint, and the connectors of two more."""
+    untrained = Arm(seed=0, pairs=0).model()
+    untrained.save_pretrained(SCENES / "untrained")
+    # The names of transformers 4, which 5 reads too.
+    weights = SCENES / "untrained" / "model.safetensors"
+    old = "vision_tower.vision_model."
+    parts = {name.replace("vision_tower.", old): part for name, part in load_file(weights).items()}
+    save_file(parts, weights, metadata={"format": "pt"})
+    words = {"words": language.WORDS, "chat_template": language.CHAT_TEMPLATE}
+    (SCENES / "words.json").write_text(json.dumps(words, indent=0) + "\n", "utf-8")
+    for name, pairs in CONNECTORS.items():
+        kept = load_file(CHECKPOINTS / f"{Arm(seed=0, pairs=pairs).name}.safetensors")
+        save_file(kept, SCENES / f"{name}.safetensors")
+
+
+def main() -> None:
+    """Write all of it."""
+    SCENES.mkdir(parents=True, exist_ok=True)
+    write_scenes()
+    write_checkpoints()
 
 
 if __name__ == "__main__":

@@ -285,6 +285,7 @@ def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
     log = run(sys.executable, "-m", "mir_task.cli", "demo", "out", cwd=tmp_path, PYTHONPATH=str(site))
     assert "|mir_demo|" in log
     assert "|demo_vqa|" in log
+    assert "scenes/much" in log
 
 
 class TestExitCodes:

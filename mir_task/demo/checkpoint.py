@@ -74,6 +74,30 @@ def train_tokenizer(vocabulary: int = 2000, extra: Sequence[str] = (), kind: typ
     )
 
 
+def make_processor(tokenizer: Any, side: int, patch: int, **image_options: Any) -> Any:
+    """A LlavaProcessor for square images.
+
+    Args:
+        tokenizer: with a chat template.
+        side: of the image in pixels.
+        patch: side of one vision token's part of it.
+        image_options: of the image processor.
+    """
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    size = {"height": side, "width": side}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size=size, **image_options
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
+        chat_template=tokenizer.chat_template,
+    )
+
+
 def make_llava(
     folder: Path, *, hidden_size: int = 128, layers: int = 6, image_size: int = 112, seed: int = 0
 ) -> Path:
@@ -87,12 +111,10 @@ def make_llava(
         seed: of the random weights.
     """
     from transformers import (
-        CLIPImageProcessor,
         CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
-        LlavaProcessor,
     )
 
     tokenizer = train_tokenizer()
@@ -126,20 +148,9 @@ def make_llava(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": image_size},
-            crop_size={"height": image_size, "width": image_size},
-        ),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
-        chat_template=CHAT_TEMPLATE,
-    )
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    make_processor(tokenizer, image_size, 14).save_pretrained(folder)
     return folder
 
 

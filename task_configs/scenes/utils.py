@@ -24,6 +24,6 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the answer is right, for all questions and for those of its kind."""
+    """Whether the one word that was said is the answer, for all questions and for those of its kind."""
     right = float(results[0].strip() == doc["answer"])
     return {"accuracy": right, doc["kind"]: right}
