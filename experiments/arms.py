@@ -1,7 +1,8 @@
 """What the study asks, and the arms that answer: fixed before any accuracy was looked at.
 
-A question's arms differ in one thing. All that is not named is as `Arm` has it: 4,000 pairs, one epoch,
-full captions, a peak learning rate of 1e-3, LLaVA-1.5's connector alone unlocked.
+(l) alone was added when the others were half done. A question's arms differ in one thing. All that is
+not named is as `Arm` has it: 4,000 pairs, one epoch, full captions, a peak learning rate of 1e-3, and
+LLaVA-1.5's connector alone unlocked.
 """
 
 import itertools
@@ -60,8 +61,12 @@ QUESTIONS: dict[str, tuple[str, list[Arm]]] = {
         "two epochs on little data",
         _all(*({"pairs": pairs, "epochs": epochs} for pairs in (1000, 4000) for epochs in (1, 2))),
     ),
+    "l": (
+        "vision norms far above those of text at first, as in LLaVA-1.5",
+        _all(*({"pairs": pairs, "scale": 8.0} for pairs in (0, 1000, 4000, 16_000))),
+    ),
 }
-"""Title and arms of each question that takes pre-trainings of its own; (g), (i), (j) and (k) read those."""
+"""Title and arms of each question that takes pre-trainings of its own; (g), (i), (j), (k) read those."""
 
 
 def arms(questions: str = "".join(QUESTIONS)) -> list[Arm]:

@@ -9,7 +9,7 @@ Kind = Literal["linear", "mlp", "mlp4", "resampler"]
 
 
 class Resampler(nn.Module):
-    """Learned queries, as many as there are features, that attend to the features (a one-layer Q-Former).
+    """Learned queries, as many as there are features, that attend to them (a one-layer Q-Former).
 
     Args:
         features: dimensions of a feature.
@@ -46,7 +46,14 @@ class FixedNorm(nn.Module):
 
 
 def make(
-    kind: Kind, features: int, size: int, tokens: int, *, scale: float = 1.0, norm: float | None = None
+    kind: Kind,
+    features: int,
+    size: int,
+    tokens: int,
+    *,
+    std: float,
+    scale: float = 1.0,
+    norm: float | None = None,
 ) -> nn.Module:
     """A connector with random weights.
 
@@ -55,7 +62,8 @@ def make(
         features: dimensions of the encoder's features.
         size: d of the decoder.
         tokens: vision tokens of an image.
-        scale: of the last layer's weights at first.
+        std: of the weights of linear layers at first.
+        scale: by which the last layer's are multiplied.
         norm: L2 norm that every token is given at the end; none where None.
     """
     if kind == "resampler":
@@ -67,7 +75,10 @@ def make(
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(size, size)]
         last = layers[-1]
+    for module in nn.ModuleList(layers).modules():
+        if isinstance(module, nn.Linear):  # as LLaVA's own connector starts
+            nn.init.normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)
     with torch.no_grad():
         last.weight *= scale
-        last.bias *= scale
     return nn.Sequential(*layers, *([FixedNorm(norm)] if norm is not None else []))

@@ -1,7 +1,7 @@
-"""Question (i): how far MIR moves with what it is measured on. `python -m experiments.inputs`
+"""Question (i): how far MIR moves with what it is measured on: `python -m experiments.inputs`.
 
-The pre-trained models of (a) are measured on other images, other texts, another template and other numbers
-of documents; beside each stands what changes. Resumable, like `experiments.run`.
+The pre-trained models of (a) are measured on other images, other texts, another template and other
+numbers of documents. Resumable, like `experiments.run`.
 """
 
 import argparse
@@ -15,25 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments import world
+from experiments import models, world
 from experiments.arms import QUESTIONS
-from experiments.run import CHECKPOINTS, RUNS, _start
-from experiments.train import EVALUATED, EVALUATION, PLACEHOLDERS, Arm, images, measure, scenes
+from experiments.run import CHECKPOINTS, RUNS, one_thread
+from experiments.train import EVALUATED, EVALUATION, Arm, figures, images, measure, pairs_of, scenes
 
 INPUTS = RUNS.with_name("inputs")
 SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 Pairs = list[tuple[Image.Image, str]]
 
 
-def _pairs(drawn: list[world.Scene], seed: tuple[int, ...], detail: world.Detail = "full") -> Pairs:
-    pictures = [Image.fromarray(image) for image in images(drawn, seed)]
-    return [
-        (picture, world.caption(scene, detail)) for picture, scene in zip(pictures, drawn, strict=True)
-    ]
-
-
 def _held_out(seed: tuple[int, ...] = EVALUATION, number: int = EVALUATED) -> Pairs:
-    return _pairs(scenes(seed, number, held_out=True), seed)
+    return pairs_of(scenes(seed, number, held_out=True), seed)
 
 
 def _unmatched() -> Pairs:
@@ -43,7 +36,7 @@ def _unmatched() -> Pairs:
 
 def _of_things(number: int) -> Pairs:
     drawn = [scene for scene in scenes((31,), 8 * EVALUATED, held_out=True) if len(scene) == number]
-    return _pairs(drawn[:EVALUATED], (31, number))
+    return pairs_of(drawn[:EVALUATED], (31, number))
 
 
 def _questions() -> Pairs:
@@ -54,7 +47,7 @@ def _questions() -> Pairs:
 
 
 def _detail(detail: world.Detail) -> Pairs:
-    return _pairs(scenes(EVALUATION, EVALUATED, held_out=True), EVALUATION, detail)
+    return pairs_of(scenes(EVALUATION, EVALUATED, held_out=True), EVALUATION, detail)
 
 
 def _photographs() -> Pairs:
@@ -74,6 +67,12 @@ def _empty() -> Pairs:
     return [(Image.fromarray(picture), text) for picture, text in zip(pictures, texts, strict=True)]
 
 
+def _user_turn(image: Any, text: str) -> Any:
+    """Another template: the text in the user's turn."""
+    processor = models.make_processor()
+    return processor(images=[image], text=f"USER <image> {text} ASSISTANT", return_tensors="pt")
+
+
 SETS: dict[str, tuple[Callable[[], Pairs], dict[str, Any]]] = {
     "own captions": (_held_out, {}),
     "other scenes (seed 1)": (lambda: _held_out((34,)), {}),
@@ -86,37 +85,22 @@ SETS: dict[str, tuple[Callable[[], Pairs], dict[str, Any]]] = {
     "captions without size and place": (lambda: _detail("colours"), {}),
     "captions of shapes alone": (lambda: _detail("shapes"), {}),
     "questions and answers": (_questions, {}),
-    "text in the user's turn": (_held_out, {"encode": "user"}),
+    "text in the user's turn": (_held_out, {"encode": _user_turn}),
 }
 """Pairs and settings of each set of inputs, by what is in it."""
-
-
-def _user_turn(image: Any, text: str) -> Any:
-    from experiments import models
-
-    processor = models.make_processor()
-    return processor(
-        images=[image], text=f"USER {PLACEHOLDERS and '<image>'} {text} ASSISTANT", return_tensors="pt"
-    )
 
 
 def measure_one(arm: Arm, checkpoints: Path, to: Path) -> str:
     """Measure an arm's pre-trained model on all sets and write them."""
     import torch
-    from safetensors.torch import load_file
 
     torch.set_num_threads(1)
-    model = arm.model()
-    kept = load_file(checkpoints / f"{arm.name}.safetensors")
-    model.model.multi_modal_projector.load_state_dict(kept)
+    model = arm.pretrained(checkpoints)
     values = {}
     for name, (make, settings) in SETS.items():
-        chosen = {"caption_ppl": False}
-        if settings:
-            chosen["encode"] = _user_turn
-        values[name] = _brief(measure(model, make(), **chosen))
+        values[name] = figures(measure(model, make(), caption_ppl=False, **settings))
     many = _held_out((36,), max(SAMPLES))
-    sizes = {number: _brief(measure(model, many[:number], caption_ppl=False)) for number in SAMPLES}
+    sizes = {number: figures(measure(model, many[:number], caption_ppl=False)) for number in SAMPLES}
     to.mkdir(parents=True, exist_ok=True)
     unfinished = to / f".{arm.name}.json"
     record = {"arm": arm.name, "sets": values, "samples": sizes}
@@ -124,11 +108,6 @@ def measure_one(arm: Arm, checkpoints: Path, to: Path) -> str:
     unfinished.rename(to / f"{arm.name}.json")
     spread = [value["mir"] for value in values.values()]
     return f"{arm.name}: MIR from {min(spread):.4f} to {max(spread):.4f}"
-
-
-def _brief(result: Any) -> dict[str, float | None]:
-    values = result.to_dict()
-    return {key: values[key] for key in ("mir", "mir_published_fast", "mir_stderr")}
 
 
 def main() -> None:
@@ -139,7 +118,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     options = parser.parse_args()
     waiting = [arm for arm in QUESTIONS["a"][1] if not (options.to / f"{arm.name}.json").is_file()]
-    _start()
+    one_thread()
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         results = [
             pool.apply_async(measure_one, (arm, options.checkpoints, options.to)) for arm in waiting

@@ -1,7 +1,6 @@
 """The words of the world as tokens, and conversations about scenes as token ids."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,10 @@ from torch import Tensor
 from experiments import world
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-_OTHERS = "USER ASSISTANT a , . at is are there what where how many things colour shape size the nothing yes no"
+_OTHERS = (
+    "USER ASSISTANT a , . at is are there what where how many things colour shape size the"
+    " nothing yes no"
+)
 WORDS = tuple(
     dict.fromkeys(
         [
@@ -42,17 +44,17 @@ CHAT_TEMPLATE = (
 )
 
 
-class Turn(tuple[str, str]):
-    """What the user says and what the assistant answers."""
-
-
 def encode(text: str) -> list[int]:
     """Ids of the words of a text."""
     return [IDS[word] for word in text.split()]
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-    """Ids of a conversation, and its labels: those of the assistant's words, `IGNORED` elsewhere."""
+    """Ids of a conversation, and its labels: those of the assistant's words, `IGNORED` elsewhere.
+
+    Args:
+        turns: what the user says, and what the assistant answers.
+    """
     ids, labels = [BOS], [IGNORED]
     for user, assistant in turns:
         asked = encode(f"USER {user} ASSISTANT")
@@ -71,29 +73,6 @@ def batch(conversations: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor,
         ids[row, : len(one)] = torch.tensor(one)
         labels[row, : len(one)] = torch.tensor(its_labels)
     return ids, labels
-
-
-def make_tokenizer() -> Any:
-    """The tokenizer of these words, with the chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>"],
-        model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def random_words(random: np.random.Generator, number: int) -> str:

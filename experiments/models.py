@@ -5,16 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from experiments import connectors, language, world
+from mir_task.demo.models import scenes_processor, word_tokenizer
 
 TOKENS = (world.SIDE // world.PATCH) ** 2
 """Vision tokens of an image."""
@@ -54,28 +53,13 @@ LLAVA = LlavaConfig(
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Pixel values [n, 3, side, side] of images [n, side, side, 3], uint8, as the processor makes them."""
+    """Pixel values [n, 3, side, side] of uint8 images [n, side, side, 3], as the processor has them."""
     return (images.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 def make_processor() -> Any:
     """Processor of the family's LLaVAs."""
-    side = {"height": world.SIDE, "width": world.SIDE}
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            do_resize=False,
-            do_center_crop=False,
-            size=side,
-            crop_size=side,
-            image_mean=[MEAN] * 3,
-            image_std=[STD] * 3,
-        ),
-        tokenizer=language.make_tokenizer(),
-        patch_size=world.PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
-        chat_template=language.CHAT_TEMPLATE,
-    )
+    return scenes_processor(word_tokenizer(language.WORDS, language.CHAT_TEMPLATE))
 
 
 def make_llava(
@@ -111,8 +95,14 @@ def make_llava(
             projector.linear_2.bias *= scale
     else:
         words = causal.model.embed_tokens.weight[len(language.SPECIAL_TOKENS) :]
-        norm = float(words.norm(dim=1).mean()) if matched_norm else None
+        norm = float(words.detach().norm(dim=1).mean()) if matched_norm else None
         model.model.multi_modal_projector = connectors.make(
-            connector, ENCODER.hidden_size, DECODER.hidden_size, TOKENS, scale=scale, norm=norm
+            connector,
+            ENCODER.hidden_size,
+            DECODER.hidden_size,
+            TOKENS,
+            std=DECODER.initializer_range,
+            scale=scale,
+            norm=norm,
         )
     return model.eval()

@@ -1,7 +1,7 @@
 """Run the study: `python -m experiments.run` (resumable; `--questions a` for some of it).
 
-One-thread processes side by side; each arm's JSON is written when the arm is done, and an arm that has one
-is not run again. Pre-trained connectors are kept in `--checkpoints` for the evaluation inputs.
+One-thread processes side by side; each arm's JSON is written when the arm is done, and an arm that has
+one is not run again. Pre-trained connectors are kept in `--checkpoints` for the evaluation inputs.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def run_one(arm: Arm, runs: Path, checkpoints: Path) -> str:
     return f"{arm.name}: MIR {record['mir']['mir']:.4f}, accuracy after SFT {scores}, {seconds:.0f} s"
 
 
-def _start() -> None:
-    # BLAS reads these when it is loaded; its threads would stand in the way of the other process.
+def one_thread() -> None:
+    """Have the processes that are started from here on use one thread each for BLAS and OpenMP."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
@@ -55,15 +55,16 @@ def main() -> None:
     chosen = arms(options.questions)
     waiting = [arm for arm in chosen if not (options.runs / f"{arm.name}.json").is_file()]
     print(f"{len(chosen)} arms, {len(chosen) - len(waiting)} of them done before", flush=True)
-    _start()
+    one_thread()
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         results = [
             pool.apply_async(run_one, (arm, options.runs, options.checkpoints)) for arm in waiting
         ]
         for number, result in enumerate(results, start=1):
+            line = result.get()
             minutes = (time.perf_counter() - started) / 60
-            print(f"[{number}/{len(waiting)}, {minutes:.0f} min] {result.get()}", flush=True)
+            print(f"[{number}/{len(waiting)}, {minutes:.0f} min] {line}", flush=True)
 
 
 if __name__ == "__main__":

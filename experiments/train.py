@@ -1,4 +1,4 @@
-"""One arm of the study: pre-train a connector, measure MIR, fine-tune at two budgets, and score the answers."""
+"""One arm of the study: pre-train a connector, measure MIR, fine-tune at two budgets, score answers."""
 
 import copy
 import dataclasses
@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mir_task
@@ -70,6 +72,19 @@ class Arm:
         )
         if self.moca:
             moca.apply(model)
+        return model
+
+    def pretrained(self, checkpoints: Path) -> Any:
+        """The arm's LLaVA after pre-training, whose connector alone was kept.
+
+        Raises:
+            ValueError: more than the connector was trained.
+        """
+        if self.unlocked != "connector" or self.moca:
+            raise ValueError(f"of {self.name} more was trained than the connector that is kept")
+        model = self.model()
+        kept = load_file(checkpoints / f"{self.name}.safetensors")
+        model.model.multi_modal_projector.load_state_dict(kept)
         return model
 
 
@@ -206,14 +221,18 @@ def accuracy(model: Any, drawn: Sequence[world.Scene], seed: Sequence[int]) -> d
     return {**scores, "all": sum(scores.values()) / len(scores)}
 
 
-def held_out_pairs(detail: world.Detail = "full") -> list[tuple[Image.Image, str]]:
+def pairs_of(
+    drawn: Sequence[world.Scene], seed: Sequence[int], detail: world.Detail = "full"
+) -> list[tuple[Image.Image, str]]:
+    """Images and captions of scenes, as `mir_task.measure` takes them."""
+    pictures = [Image.fromarray(image) for image in images(drawn, seed)]
+    texts = [world.caption(scene, detail) for scene in drawn]
+    return list(zip(pictures, texts, strict=True))
+
+
+def held_out_pairs() -> list[tuple[Image.Image, str]]:
     """Held-out images and their captions, those of `mir_scenes`."""
-    drawn = scenes(EVALUATION, EVALUATED, held_out=True)
-    pictures = images(drawn, EVALUATION)
-    return [
-        (Image.fromarray(image), world.caption(scene, detail))
-        for image, scene in zip(pictures, drawn, strict=True)
-    ]
+    return pairs_of(scenes(EVALUATION, EVALUATED, held_out=True), EVALUATION)
 
 
 def measure(model: Any, pairs: Sequence[tuple[Image.Image, str]], **settings: Any) -> Any:
@@ -236,7 +255,7 @@ def run(arm: Arm) -> tuple[dict[str, Any], Any]:
 
     def at_step(step: int, steps: int) -> None:
         if step in [int(share * steps) for share in CURVE]:
-            curve.append({"pairs": step * BATCH, **_figures(measure(model, pairs))})
+            curve.append({"pairs": step * BATCH, **figures(measure(model, pairs))})
 
     seed = (arm.seed, 1)
     examples = captioned(scenes(seed, arm.pairs), seed, arm.detail) if arm.pairs else None
@@ -280,6 +299,7 @@ def run(arm: Arm) -> tuple[dict[str, Any], Any]:
     return record, model
 
 
-def _figures(result: Any) -> dict[str, float]:
+def figures(result: Any) -> dict[str, float]:
+    """The values of a result, without its layers."""
     values = result.to_dict()
     return {key: values[key] for key in ("mir", "mir_published_fast", "mir_stderr", "caption_loss")}

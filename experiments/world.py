@@ -1,7 +1,7 @@
 """A world of rendered scenes, their captions in several lengths, and questions with exact answers.
 
-A scene is two to four things on a grid of nine cells; no two of them share a shape or a colour. Whether a
-scene is held out depends on the scene alone, so no caption or image of training shows one of evaluation.
+A scene is two to four things on a grid of nine cells; no two of them share a shape or a colour. Whether
+it is held out depends on the scene alone, so no image or full caption of training shows one that is.
 """
 
 import zlib
@@ -103,7 +103,7 @@ def questions(scene: Scene, random: np.random.Generator) -> list[Question]:
 
 
 def question(scene: Scene, kind: str, random: np.random.Generator) -> Question:
-    """A question of a kind; of those with an answer like yes or nothing, half have it."""
+    """A question of a kind: half of "exists" ask for what is absent, an eighth of "at" for nothing."""
     thing = scene[random.integers(len(scene))]
     shape = SHAPES[thing.shape]
     absent = random.random() < 0.5
