@@ -193,7 +193,10 @@ class PositionFinder:
         self._running.forward = None
         arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         embeds = arguments.get("inputs_embeds")
-        step = _cached_length(arguments.get("past_key_values")) > 0
+        # Named `cache` from transformers 5.24 on, which takes the old name among further arguments.
+        named = {**arguments.get("kwargs", {}), **arguments}
+        past = named.get("cache") or named.get("past_key_values")
+        step = _cached_length(past) > 0
         if step and self._lasting:
             step = (arguments["input_ids"] if embeds is None else embeds).shape[1] == 1
         self._running.forward = Forward(step, {} if step else arguments)

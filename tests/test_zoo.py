@@ -42,6 +42,8 @@ def test_the_page_is_of_these_rows_and_of_the_registered_adapters() -> None:
 
     results = json.loads(RESULTS.read_text())
     assert RESULTS.with_suffix(".md").read_text() == page(results)
+    if transformers.__version__ not in results:
+        pytest.skip(f"the page is of transformers {', '.join(results)}")
     found = results[transformers.__version__]
     parts = ("adapter", "kind", "checkpoint", "modality")
     status = {"-".join(row[part] for part in parts): row["status"] for row in found["adapters"]}

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import torch
+import transformers
+from packaging.version import Version
 
 from mir_task.demo.checkpoint import CHAT_TEMPLATE, train_tokenizer
 from tests.zoo import Row, layer_inputs
@@ -51,6 +53,8 @@ def llama4(folder: Path) -> Path:
     return save(Llama4ForConditionalGeneration, config, processor, folder)
 
 
+_BROKEN = Version(transformers.__version__) >= Version("5.24")
+
 ROWS = [
     Row(
         "llama4_scout",
@@ -60,5 +64,10 @@ ROWS = [
         dtype=torch.bfloat16,
         states=layer_inputs("language_model.model.layers"),
         count=placeholders("<|image|>", "<|patch|>"),
+        broken="no attribute 'image_outputs'" if _BROKEN else "",
+        reason="The model's own forward ends in an error, after its decoder has run "
+        "(modeling_llama4.py:1318 of transformers 5.24): it answers nothing."
+        if _BROKEN
+        else "",
     ),
 ]
