@@ -9,20 +9,26 @@ than half as long as one of float32.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
+Array = np.ndarray[Any, Any]
+
 MOST_ROWS = 1 << 15
 """Sums of two products of bytes, of 2^14 at most, of so many rows stay within int32."""
-# Rows that are turned to bytes at a time: few enough for the cache, and for sums exact in float32.
+# Rows that are turned to bytes at a time, for sums that are exact in float32.
 _PIECE = 128
+# As many numbers of a column lie side by side in a line of the cache.
+_STRIP = 16
 
 
 def suit(rows: Tensor) -> bool:
-    """Whether the moments of rows are to be had this way, and sooner than in float32."""
+    """Whether the moments of rows [n, d] are to be had this way, and sooner than in float32."""
     return rows.dtype in (torch.float16, torch.bfloat16) and rows.device.type == "cpu" and _tiles()
 
 
@@ -33,26 +39,74 @@ def _tiles() -> bool:
     return bool(known.get("amx_int8")) and hasattr(torch, "_int_mm")
 
 
-def moments(rows: Tensor, blocks: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
-    """Mean [d] of rows [n, d] and sum of their outer products about it, in float64.
+def moments(
+    rows: Sequence[Tensor], places: Sequence[Tensor], blocks: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+    """Count, mean [d] and sum of outer products about it, in float64, of `MOST_ROWS` rows at a time.
 
     Args:
-        rows: float16 or bfloat16, from 1 to `MOST_ROWS`.
+        rows: some [n, d] in float16 or bfloat16.
+        places: of each of them, those [k] of the rows that count.
         blocks: columns (first, end) of the blocks that are returned, each from the diagonal down.
     """
-    high, low, scale, total, lost, squares = _fixed_point(rows)
-    squares -= lost * (2 * total + lost) / len(rows)
-    cross = torch._int_mm(high.T, low)
+    pieces = [
+        (some.view(torch.int16).numpy(), piece.numpy())
+        for some, chosen in zip(rows, places, strict=True)
+        for piece in torch.split(chosen, _PIECE)
+    ]
+    most = MOST_ROWS // _PIECE
+    for start in range(0, len(pieces), most):
+        few = pieces[start : start + most]
+        count = sum(len(piece) for _, piece in few)
+        if count:
+            yield count, *_moments(_fixed_point(few, rows[0].dtype), count, blocks)
+
+
+def _moments(
+    rows: "_FixedPoint", count: int, blocks: Sequence[tuple[int, int]]
+) -> tuple[Tensor, list[Tensor]]:
+    high, low, step, total, lost, squares = rows
+    squares -= lost * (2 * total + lost) / count
+    cross = torch._int_mm(high.T, low).numpy()
     scatter = []
     for start, end in blocks:
         rest, own = slice(start, None), slice(start, end)
-        block = torch._int_mm(high[:, rest].T, high[:, own]).double().mul_(65536)
-        block.add_(cross[rest, own] + cross[own, rest].T, alpha=256)
-        block.add_(torch._int_mm(low[:, rest].T, low[:, own]))
-        block.addr_(total[rest], total[own], alpha=-1 / len(rows))
-        block.diagonal().add_(squares[own])
-        scatter.append(block.div_(scale[rest, None]).div_(scale[own]))
-    return (total + lost) / scale / len(rows), scatter
+        highs = torch._int_mm(high[:, rest].T, high[:, own])
+        lows = torch._int_mm(low[:, rest].T, low[:, own])
+        block = torch.empty(highs.shape, dtype=torch.float64)
+        parts = (highs, lows, total[rest], step[rest], block)
+        _combine(cross[rest, own], cross[own, rest], count, *(part.numpy() for part in parts))
+        block.diagonal().add_(squares[own] * step[own].square())
+        scatter.append(block)
+    return (total + lost) * step / count, scatter
+
+
+@numba.njit(nogil=True)
+def _combine(
+    cross: Array,
+    crossed: Array,
+    count: int,
+    highs: Array,
+    lows: Array,
+    total: Array,
+    step: Array,
+    block: Array,
+) -> None:
+    """Put products of bytes together to sums of outer products about the mean, in units of the rows."""
+    rows, columns = block.shape
+    both = np.empty((_STRIP, columns), np.int32)
+    for start in range(0, rows, _STRIP):
+        strip = min(_STRIP, rows - start)
+        for column in range(columns):
+            for row in range(strip):
+                both[row, column] = crossed[column, start + row]
+        for row in range(strip):
+            at = start + row
+            for column in range(columns):
+                middle = 256.0 * (both[row, column] + cross[at, column])
+                product = 65536.0 * highs[at, column] + middle + lows[at, column]
+                centred = product - total[at] * (total[column] / count)
+                block[at, column] = centred * (step[at] * step[column])
 
 
 class _FixedPoint(NamedTuple):
@@ -62,8 +116,8 @@ class _FixedPoint(NamedTuple):
     """[n, d], int8."""
     low: Tensor
     """[n, d], int8; the integer is 256 high + low."""
-    scale: Tensor
-    """[d], float64 as the sums over the rows that follow."""
+    step: Tensor
+    """[d], of the integers; float64 as the sums over the rows that follow."""
     total: Tensor
     """[d], of the integers."""
     lost: Tensor
@@ -72,25 +126,64 @@ class _FixedPoint(NamedTuple):
     """[d], of what the squares lost by it."""
 
 
-def _fixed_point(rows: Tensor) -> _FixedPoint:
-    # Without the sign, bits are integers of the order of the numbers, and compared faster.
-    bits = [(piece.view(torch.int16) & 0x7FFF).amax(0) for piece in torch.split(rows, _PIECE)]
-    largest = torch.stack(bits).amax(0).view(rows.dtype).float()
+def _fixed_point(pieces: Sequence[tuple[Array, Array]], dtype: torch.dtype) -> _FixedPoint:
+    """Of the bits [n, d] of numbers and the places [k] of rows among them."""
+    size = pieces[0][0].shape[1]
+    bits = np.zeros(size, np.int16)
+    for rows, places in pieces:
+        _largest(rows, places, bits)
+    largest = torch.from_numpy(bits).view(dtype).float()
     # A low byte above 127 counts down from the next high one, which must be 127 at most. Columns below
     # 2^-100 have a scale beyond float32: they are zero beside any other.
     exponent = torch.frexp(largest * 1.004).exponent.clamp(min=-100)
     scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
-    high, low = torch.empty(2, *rows.shape, dtype=torch.int8)
-    total, lost, squares = torch.zeros(3, rows.shape[1], dtype=torch.float64)
-    pieces = (torch.split(part, _PIECE) for part in (rows, high, low))
-    for piece, of_high, of_low in zip(*pieces, strict=True):
-        values = piece.float().mul_(scale)
-        rounded = values.round()
-        off = values.sub_(rounded)
-        total += rounded.sum(0)
-        lost += off.sum(0)
-        integers = rounded.to(torch.int16)
-        squares += rounded.mul_(2).add_(off).mul_(off).sum(0)
-        of_low.copy_(integers)
-        of_high.copy_(integers.add_(128).bitwise_right_shift_(8))
-    return _FixedPoint(high, low, scale.double(), total, lost, squares)
+    high, low = torch.empty(2, sum(len(places) for _, places in pieces), size, dtype=torch.int8)
+    sums = np.zeros((3, size))
+    start = 0
+    for rows, places in pieces:
+        end, few = start + len(places), np.zeros((3, size), np.float32)
+        _SPLIT[dtype](rows, places, scale.numpy(), high[start:end].numpy(), low[start:end].numpy(), few)
+        sums += few
+        start = end
+    return _FixedPoint(high, low, 1 / scale.double(), *torch.from_numpy(sums))
+
+
+@numba.njit(nogil=True)
+def _largest(rows: Array, places: Array, largest: Array) -> None:
+    """Without the sign, bits are integers in the order of the numbers."""
+    for place in places:
+        for column in range(rows.shape[1]):
+            largest[column] = max(largest[column], rows[place, column] & np.int16(0x7FFF))
+
+
+@numba.njit(inline="always")
+def _float16(bits: Any) -> Any:
+    """float32 has 13 bits more behind the point, and an exponent that is larger by 112."""
+    sign, rest = (np.int32(bits) & 0x8000) << 16, (np.int32(bits) & 0x7FFF) << 13
+    return np.int32(sign | rest).view(np.float32) * np.float32(2.0**112)
+
+
+@numba.njit(inline="always")
+def _bfloat16(bits: Any) -> Any:
+    return np.int32(np.int32(bits) << 16).view(np.float32)
+
+
+def _split_of(number: Callable[[Any], Any]) -> Any:
+    @numba.njit(nogil=True)
+    def split(rows: Array, places: Array, scale: Array, high: Array, low: Array, sums: Array) -> None:
+        for at, place in enumerate(places):
+            for column in range(rows.shape[1]):
+                value = number(rows[place, column]) * scale[column]
+                rounded = np.rint(value)
+                off = value - rounded
+                integer = np.int32(rounded)
+                high[at, column] = np.int8((integer + 128) >> 8)
+                low[at, column] = np.int8(integer)
+                sums[0, column] += rounded
+                sums[1, column] += off
+                sums[2, column] += (value + rounded) * off
+
+    return split
+
+
+_SPLIT = {torch.float16: _split_of(_float16), torch.bfloat16: _split_of(_bfloat16)}

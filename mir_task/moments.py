@@ -18,15 +18,15 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mir_task import integers
 from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.frechet import Gaussian
+from mir_task.medians import MedianCounts, medians
 from mir_task.metric import (
     MeasuredLayer,
     Modality,
@@ -37,7 +37,6 @@ from mir_task.metric import (
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
-_QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
 # A median of the sample is off by 0.04 standard deviations, and as many rows as there are outliers are
 # put there. This share of all numbers may be before a second pass is asked for.
 _SAMPLED = 0.01
@@ -104,26 +103,33 @@ class Moments:
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> "Moments":
-        """Of rows [n, d].
+        """Of rows [n, d]; see `of_chosen`."""
+        return cls.of_chosen([rows], [torch.arange(len(rows), device=rows.device)])
+
+    @classmethod
+    def of_chosen(cls, parts: Sequence[Tensor], places: Sequence[Tensor]) -> "Moments":
+        """Of the rows at some places [k] of each of the parts [n, d], of which there is one at least.
 
         Products of float32 rows or less are summed in float32, a few thousand rows at a time and after
         centring on the mean of the first of them: what a model computed in float32 is not more precise.
         Those of half-precision rows are sums of integers where that is faster. All else is float64.
         """
-        if len(rows) and integers.suit(rows):
-            blocks = list(_blocks(rows.shape[1]))
-            parts = torch.split(rows, integers.MOST_ROWS)
-            return merged(cls(len(part), *integers.moments(part, blocks)) for part in parts)
+        size = parts[0].shape[1]
+        if not sum(len(chosen) for chosen in places):
+            return cls.repeated(parts[0].new_zeros(size), 0)
+        if all(integers.suit(rows) for rows in parts) and len({rows.dtype for rows in parts}) == 1:
+            return merged(cls(*some) for some in integers.moments(parts, places, list(_blocks(size))))
+        rows = torch.cat(
+            [rows.index_select(0, chosen) for rows, chosen in zip(parts, places, strict=True)]
+        )
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        moments = cls.repeated(rows.new_zeros(rows.shape[1]), 0)
-        if not len(rows):
-            return moments
         centre = rows[:_CHUNK].to(dtype).mean(0)
+        moments = cls.repeated(torch.zeros_like(centre), 0)
         shift = torch.zeros_like(moments.mean)
         for chunk in torch.split(rows, _CHUNK):
             centred = chunk.to(dtype) - centre
             shift += centred.sum(0)
-            for block, (start, end) in zip(moments.scatter, _blocks(rows.shape[1]), strict=True):
+            for block, (start, end) in zip(moments.scatter, _blocks(size), strict=True):
                 block += centred[:, start:].T @ centred[:, start:end]
         shift /= len(rows)
         moments._add_outer(shift, -len(rows))
@@ -159,95 +165,10 @@ class Moments:
             block.addr_(vector[start:], vector[start:end], alpha=times)
 
 
-class MedianCounts:
-    """How many rows lie at or below each of some thresholds [q, d], and of how many rows."""
-
-    def __init__(self, thresholds: Tensor) -> None:
-        self.thresholds = thresholds
-        self.below = torch.zeros(thresholds.shape, dtype=torch.int64, device=thresholds.device)
-        self.rows = 0
-
-    @classmethod
-    def around(cls, rows: Tensor) -> "MedianCounts":
-        """With thresholds at quantiles of rows [n, d]."""
-        values = rows.float() if rows.element_size() < 4 else rows
-        # NumPy's sort takes a quarter of the time of torch's, which keeps the places too.
-        ordered = np.sort(values.cpu().T.contiguous().numpy())
-        places = [round(quantile * (len(rows) - 1)) for quantile in _QUANTILES]
-        return cls(torch.from_numpy(ordered.T[places]).to(rows))
-
-    def count(self, rows: Tensor) -> None:
-        """Count rows [n, d]."""
-        self.below += _count_below(rows, self.thresholds)
-        self.rows += len(rows)
-
-    def share_below(self, values: Tensor) -> Tensor:
-        """Share of rows at or below values [d], linear between the thresholds and beyond them."""
-        shares = self.below.double() / self.rows
-        thresholds = self.thresholds.double()
-        cell = (thresholds[1:-1] < values).sum(0, keepdim=True)
-        low, high = thresholds.gather(0, cell), thresholds.gather(0, cell + 1)
-        start, end = shares.gather(0, cell), shares.gather(0, cell + 1)
-        place = (values - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)
-        return (start + place * (end - start)).squeeze(0)
-
-
-def _count_below(rows: Tensor, thresholds: Tensor) -> Tensor:
-    """How many rows [n, d] are at or below each of the thresholds [q, d], in each dimension."""
-    if rows.device.type != "cpu":
-        return torch.stack([(rows <= threshold).sum(0) for threshold in thresholds])
-    counts = np.zeros(thresholds.shape, np.int64)
-    if rows.dtype != thresholds.dtype:  # of documents that came in another precision
-        rows, thresholds = rows.double(), thresholds.double()
-    limits = _ordered(thresholds + 0)  # -0.0 becomes 0.0, which both zeros are below
-    # Sums of single bytes take a third of the time, and hold no more than 255. So few rows stay in the
-    # cache.
-    for piece in torch.split(rows, 255):
-        values = _ordered(piece)
-        for count, limit in zip(counts, limits, strict=True):
-            count += (values <= limit).view(np.uint8).sum(0, dtype=np.uint8)
-    return torch.from_numpy(counts)
-
-
-def _ordered(numbers: Tensor) -> "np.ndarray[Any, Any]":
-    """Numbers, or integers in their order where they are half-precision, which NumPy compares slowly."""
-    if numbers.element_size() > 2:
-        return numbers.numpy()
-    bits = numbers.view(torch.int16).numpy()
-    ordered = bits >> 15
-    ordered &= 0x7FFF
-    ordered ^= bits  # the larger the other bits of a negative number, the smaller it is
-    return ordered
-
-
-def medians(counts: Sequence[MedianCounts]) -> tuple[Tensor, Tensor]:
-    """Median of each dimension [d] over all rows counted, and whether the thresholds reach it [d]."""
-    counts = [part for part in counts if part.rows]
-    rows = sum(part.rows for part in counts)
-    low = torch.stack([part.thresholds[0] for part in counts]).double().amin(0)
-    high = torch.stack([part.thresholds[-1] for part in counts]).double().amax(0)
-
-    def share(values: Tensor) -> Tensor:
-        total = torch.zeros_like(values)
-        for part in counts:
-            total += part.share_below(values) * (part.rows / rows)
-        return total
-
-    reached = torch.ones_like(low, dtype=torch.bool)
-    for part in counts:
-        first, last = part.thresholds[0].double(), part.thresholds[-1].double()
-        reached &= (share(first) <= 0.5) & (share(last) >= 0.5)
-    for _ in range(50):
-        middle = (low + high) / 2
-        above = share(middle) >= 0.5
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return high, reached
-
-
 def merged(parts: Iterable[Moments]) -> Moments:
-    """One Moments of several; the parts stay as they are."""
+    """One Moments of several, which stay as they are; of a single one itself."""
     first, *others = parts
-    whole = first.copy()
+    whole = first.copy() if others else first
     for other in others:
         whole.merge(other)
     return whole
@@ -307,10 +228,11 @@ class _Tokens(NamedTuple):
     norms: Tensor
     groups: Tensor
 
-    def at(self, mask: Tensor) -> "_Tokens":
-        if bool(mask.all()):
-            return self
-        places = mask.nonzero().squeeze(1)
+    @classmethod
+    def joined(cls, parts: Sequence["_Tokens"]) -> "_Tokens":
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    def at(self, places: Tensor) -> "_Tokens":
         return _Tokens(*(part.index_select(0, places) for part in self))
 
 
@@ -415,6 +337,7 @@ class TokenStatistics:
         """
         if self.capacity is None:
             self.capacity = _default_capacity(rows.shape[1], rows.element_size())
+        rows = rows.contiguous()  # as compiled loops want them
         groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
         _append(self._norms.setdefault(group, []), norms)
         self.count += len(rows)
@@ -518,7 +441,7 @@ class TokenStatistics:
         bounds = self.final_bounds()
         waiting = self._all_waiting()
         out = bounds.outside(waiting.norms)
-        inside, outside = waiting.at(~out), waiting.at(out)
+        inside, outside = (waiting.at(mask.nonzero().squeeze(1)) for mask in (~out, out))
         norms = {group: torch.cat(parts).double() for group, parts in self._norms.items()}
         outliers = {group: int(bounds.outside(values).sum()) for group, values in norms.items()}
         middle = self._medians() if self.rule == "replace" and any(outliers.values()) else None
@@ -544,34 +467,41 @@ class TokenStatistics:
 
     def _all_waiting(self) -> _Tokens:
         if len(self._waiting) > 1:
-            joined = _Tokens(*(torch.cat(parts) for parts in zip(*self._waiting, strict=True)))
-            self._waiting = [joined]
+            self._waiting = [_Tokens.joined(self._waiting)]
         return self._waiting[0]
 
     def _settle(self) -> None:
         """Fold in the rows that are surely inliers, let go of sure outliers, keep the rest waiting."""
-        waiting = self._all_waiting()
         if self.rule == "replace" and not self._counts:
-            shuffled = torch.randperm(len(waiting.rows), generator=torch.Generator().manual_seed(0))
-            counts = MedianCounts.around(waiting.rows[shuffled[:SAMPLE].to(waiting.rows.device)])
-            counts.count(waiting.rows)
+            rows = self._all_waiting().rows
+            shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+            counts = MedianCounts.around(rows[shuffled[:SAMPLE].to(rows.device)])
+            counts.count(rows)
             self._counts.append(counts)
         assert self.capacity is not None
+        waiting = self._waiting
+        norms, groups = (torch.cat([part[of] for part in waiting]) for of in (1, 2))
+
+        def places(mask: Tensor) -> list[Tensor]:
+            of_parts = torch.split(mask, [len(part.rows) for part in waiting])
+            return [of_part.nonzero().squeeze(1) for of_part in of_parts]
+
         for inner, outer in self._bands():
-            inlier, outlier = ~inner.outside(waiting.norms), outer.outside(waiting.norms)
+            inlier, outlier = ~inner.outside(norms), outer.outside(norms)
             if int((~inlier & ~outlier).sum()) <= self.capacity // 2:
                 break
-        chosen = waiting.at(inlier)
-        for group in torch.unique(chosen.groups).tolist():
-            _merge_into(self.moments, group, Moments.of_rows(chosen.at(chosen.groups == group).rows))
-        if len(chosen.norms):
+        for group in torch.unique(groups[inlier]).tolist():
+            chosen = places(inlier & (groups == group))
+            _merge_into(self.moments, group, Moments.of_chosen([part.rows for part in waiting], chosen))
+        if bool(inlier.any()):
             self._folded = Bounds(
-                min(self._folded.low, float(chosen.norms.min())),
-                max(self._folded.high, float(chosen.norms.max())),
+                min(self._folded.low, float(norms[inlier].min())),
+                max(self._folded.high, float(norms[inlier].max())),
             )
-        self._discard(waiting.at(outlier), middle=(inner.low + inner.high) / 2)
+        self._discard(norms[outlier], groups[outlier], middle=(inner.low + inner.high) / 2)
         self._waiting, self._waiting_count = [], 0
-        self._wait(waiting.at(~inlier & ~outlier))
+        stay = zip(waiting, places(~inlier & ~outlier), strict=True)
+        self._wait(_Tokens.joined([part.at(chosen) for part, chosen in stay]))
 
     def _bands(self) -> list[tuple[Bounds, Bounds]]:
         """Bounds inside which a token is taken for no outlier, and outside which for one; wide first."""
@@ -582,11 +512,10 @@ class TokenStatistics:
             self._estimate = (self.count, list(zip(ends[::2], ends[1::2], strict=True)))
         return self._estimate[1]
 
-    def _discard(self, tokens: _Tokens, middle: float) -> None:
-        for group in torch.unique(tokens.groups).tolist():
-            count = int((tokens.groups == group).sum())
-            self._discarded[group] = self._discarded.get(group, 0) + count
-        low, high = tokens.norms[tokens.norms < middle], tokens.norms[tokens.norms >= middle]
+    def _discard(self, norms: Tensor, groups: Tensor, middle: float) -> None:
+        for group in torch.unique(groups).tolist():
+            self._discarded[group] = self._discarded.get(group, 0) + int((groups == group).sum())
+        low, high = norms[norms < middle], norms[norms >= middle]
         self._discarded_norms = Bounds(
             max([self._discarded_norms.low, *low.tolist()]),
             min([self._discarded_norms.high, *high.tolist()]),

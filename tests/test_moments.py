@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mir_task import MIRError, MIRMeter, modality_integration_rate
-from mir_task.moments import MedianCounts
+from mir_task.medians import MedianCounts
 
 LAYERS, DIMENSIONS = 3, 8
 
