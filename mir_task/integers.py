@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from mir_task import halves
+from mir_task.halves import Array
 
 MOST_ROWS = 1 << 15
 """Sums of two products of bytes, of 2^14 at most, of so many rows stay within int32."""
-# Rows that are turned to bytes at a time, for sums that are exact in float32.
-_PIECE = 128
+# Rows that are turned to bytes at a time: sums of so many are exact in float32.
+_PIECE = 1 << 9
 # As many numbers of a column lie side by side in a line of the cache.
 _STRIP = 16
 
 
 def suit(rows: Tensor) -> bool:
     """Whether the moments of rows [n, d] are to be had this way, and sooner than in float32."""
-    return rows.dtype in (torch.float16, torch.bfloat16) and rows.device.type == "cpu" and _tiles()
+    return halves.suit(rows) and _tiles()
 
 
 @functools.cache
@@ -39,60 +40,81 @@ def _tiles() -> bool:
     return bool(known.get("amx_int8")) and hasattr(torch, "_int_mm")
 
 
-def moments(
-    rows: Sequence[Tensor], places: Sequence[Tensor], blocks: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-    """Count, mean [d] and sum of outer products about it, in float64, of `MOST_ROWS` rows at a time.
+def add(
+    rows: Sequence[Tensor],
+    places: Sequence[Tensor],
+    count: int,
+    mean: Tensor,
+    scatter: Sequence[Tensor],
+    blocks: Sequence[tuple[int, int]],
+) -> int:
+    """Add rows to a mean [d] and a sum of outer products about it, and return the new count.
 
     Args:
         rows: some [n, d] in float16 or bfloat16.
         places: of each of them, those [k] of the rows that count.
-        blocks: columns (first, end) of the blocks that are returned, each from the diagonal down.
+        count: of rows so far.
+        mean: of them, float64, changed in place.
+        scatter: blocks of the sum, from the diagonal down, likewise.
+        blocks: their columns (first, end).
     """
-    pieces = [
-        (some.view(torch.int16).numpy(), piece.numpy())
-        for some, chosen in zip(rows, places, strict=True)
-        for piece in torch.split(chosen, _PIECE)
-    ]
-    most = MOST_ROWS // _PIECE
-    for start in range(0, len(pieces), most):
-        few = pieces[start : start + most]
-        count = sum(len(piece) for _, piece in few)
-        if count:
-            yield count, *_moments(_fixed_point(few, rows[0].dtype), count, blocks)
+    for pieces in _batches(rows, places):
+        high, low, step, total, lost, squares = _fixed_point(pieces, rows[0].dtype)
+        new = len(high)
+        delta = (total + lost) * step / new - mean
+        squares -= lost * (2 * total + lost) / new
+        # Chan, Golub and LeVeque 1979: both sums are about means of their own.
+        between = count * new / (count + new)
+        cross = torch._int_mm(high.T, low)
+        for block, (start, end) in zip(scatter, blocks, strict=True):
+            rest, own = slice(start, None), slice(start, end)
+            highs = torch._int_mm(high[:, rest].T, high[:, own])
+            lows = torch._int_mm(low[:, rest].T, low[:, own])
+            parts = (
+                highs,
+                cross[rest, own],
+                cross[own, rest],
+                lows,
+                total[rest],
+                step[rest],
+                delta[rest],
+            )
+            _add_products(block.numpy(), new, between, *(part.numpy() for part in parts))
+            block.diagonal().add_(squares[own] * step[own].square())
+        count += new
+        mean += delta * (new / count)
+    return count
 
 
-def _moments(
-    rows: "_FixedPoint", count: int, blocks: Sequence[tuple[int, int]]
-) -> tuple[Tensor, list[Tensor]]:
-    high, low, step, total, lost, squares = rows
-    squares -= lost * (2 * total + lost) / count
-    cross = torch._int_mm(high.T, low).numpy()
-    scatter = []
-    for start, end in blocks:
-        rest, own = slice(start, None), slice(start, end)
-        highs = torch._int_mm(high[:, rest].T, high[:, own])
-        lows = torch._int_mm(low[:, rest].T, low[:, own])
-        block = torch.empty(highs.shape, dtype=torch.float64)
-        parts = (highs, lows, total[rest], step[rest], block)
-        _combine(cross[rest, own], cross[own, rest], count, *(part.numpy() for part in parts))
-        block.diagonal().add_(squares[own] * step[own].square())
-        scatter.append(block)
-    return (total + lost) * step / count, scatter
+def _batches(rows: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[list["_Piece"]]:
+    batch: list[_Piece] = []
+    count = 0
+    for some, chosen in zip(rows, places, strict=True):
+        for piece in torch.split(chosen, _PIECE):
+            if count + len(piece) > MOST_ROWS:
+                yield batch
+                batch, count = [], 0
+            if len(piece):
+                batch.append((halves.bits(some), piece.numpy()))
+                count += len(piece)
+    if batch:
+        yield batch
 
 
 @numba.njit(nogil=True)
-def _combine(
+def _add_products(
+    block: Array,
+    count: int,
+    between: float,
+    highs: Array,
     cross: Array,
     crossed: Array,
-    count: int,
-    highs: Array,
     lows: Array,
     total: Array,
     step: Array,
-    block: Array,
+    delta: Array,
 ) -> None:
-    """Put products of bytes together to sums of outer products about the mean, in units of the rows."""
+    """Add products of bytes [r, c], brought about the mean, in units of the rows."""
     rows, columns = block.shape
     both = np.empty((_STRIP, columns), np.int32)
     for start in range(0, rows, _STRIP):
@@ -102,11 +124,17 @@ def _combine(
                 both[row, column] = crossed[column, start + row]
         for row in range(strip):
             at = start + row
+            unit = step[at] / count
             for column in range(columns):
                 middle = 256.0 * (both[row, column] + cross[at, column])
                 product = 65536.0 * highs[at, column] + middle + lows[at, column]
-                centred = product - total[at] * (total[column] / count)
-                block[at, column] = centred * (step[at] * step[column])
+                centred = count * product - total[at] * total[column]
+                shift = between * delta[at] * delta[column]
+                block[at, column] += centred * (unit * step[column]) + shift
+
+
+_Piece = tuple[Array, Array]
+"""Bits [n, d] of numbers, and places [k] of the rows among them that count."""
 
 
 class _FixedPoint(NamedTuple):
@@ -126,8 +154,7 @@ class _FixedPoint(NamedTuple):
     """[d], of what the squares lost by it."""
 
 
-def _fixed_point(pieces: Sequence[tuple[Array, Array]], dtype: torch.dtype) -> _FixedPoint:
-    """Of the bits [n, d] of numbers and the places [k] of rows among them."""
+def _fixed_point(pieces: Sequence[_Piece], dtype: torch.dtype) -> _FixedPoint:
     size = pieces[0][0].shape[1]
     bits = np.zeros(size, np.int16)
     for rows, places in pieces:
@@ -150,30 +177,17 @@ def _fixed_point(pieces: Sequence[tuple[Array, Array]], dtype: torch.dtype) -> _
 
 @numba.njit(nogil=True)
 def _largest(rows: Array, places: Array, largest: Array) -> None:
-    """Without the sign, bits are integers in the order of the numbers."""
     for place in places:
         for column in range(rows.shape[1]):
-            largest[column] = max(largest[column], rows[place, column] & np.int16(0x7FFF))
+            largest[column] = max(largest[column], halves.magnitude(rows[place, column]))
 
 
-@numba.njit(inline="always")
-def _float16(bits: Any) -> Any:
-    """float32 has 13 bits more behind the point, and an exponent that is larger by 112."""
-    sign, rest = (np.int32(bits) & 0x8000) << 16, (np.int32(bits) & 0x7FFF) << 13
-    return np.int32(sign | rest).view(np.float32) * np.float32(2.0**112)
-
-
-@numba.njit(inline="always")
-def _bfloat16(bits: Any) -> Any:
-    return np.int32(np.int32(bits) << 16).view(np.float32)
-
-
-def _split_of(number: Callable[[Any], Any]) -> Any:
+def _split_of(float32: Callable[[Any], Any]) -> Any:
     @numba.njit(nogil=True)
     def split(rows: Array, places: Array, scale: Array, high: Array, low: Array, sums: Array) -> None:
         for at, place in enumerate(places):
             for column in range(rows.shape[1]):
-                value = number(rows[place, column]) * scale[column]
+                value = float32(rows[place, column]) * scale[column]
                 rounded = np.rint(value)
                 off = value - rounded
                 integer = np.int32(rounded)
@@ -186,4 +200,4 @@ def _split_of(number: Callable[[Any], Any]) -> Any:
     return split
 
 
-_SPLIT = {torch.float16: _split_of(_float16), torch.bfloat16: _split_of(_bfloat16)}
+_SPLIT = {torch.float16: _split_of(halves.float16), torch.bfloat16: _split_of(halves.bfloat16)}

@@ -4,18 +4,19 @@ The counts of disjoint sets of rows add up, and those of several sets of thresho
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mir_task import halves
+from mir_task.halves import Array
+
 _QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
 _LIMITS = len(_QUANTILES)
 # As many rows as 16 bits can count, which are added up faster than 64.
 _MOST = 2**15 - 1
-Array = np.ndarray[Any, Any]
 
 
 class MedianCounts:
@@ -58,7 +59,7 @@ def _count_below(rows: Tensor, thresholds: Tensor) -> Tensor:
     if rows.dtype != thresholds.dtype:  # of documents that came in another precision
         rows, thresholds = rows.double(), thresholds.double()
     values, limits, count = rows, thresholds + 0, _count  # -0.0 becomes 0.0, which both zeros are below
-    if rows.element_size() == 2:
+    if halves.suit(rows):
         values, limits, count = rows.view(torch.int16), limits.view(torch.int16), _count_bits
     counts = np.zeros(thresholds.shape, np.int64)
     for piece in torch.split(values, _MOST):
@@ -83,18 +84,12 @@ def _count_bits(values: Array, limits: Array, counts: Array) -> None:
     ordered = np.empty_like(limits)
     for limit in range(_LIMITS):
         for column in range(limits.shape[1]):
-            ordered[limit, column] = _ordered(limits[limit, column])
+            ordered[limit, column] = halves.ordered(limits[limit, column])
     for row in range(len(values)):
         for column in range(values.shape[1]):
-            value = _ordered(values[row, column])
+            value = halves.ordered(values[row, column])
             for limit in range(_LIMITS):
                 counts[limit, column] += np.int16(value <= ordered[limit, column])
-
-
-@numba.njit(inline="always")
-def _ordered(bits: Any) -> Any:
-    """Integers in the order of the numbers: a negative is the smaller the larger its other bits."""
-    return np.int16(bits ^ ((bits >> 15) & 0x7FFF))
 
 
 def medians(counts: Sequence[MedianCounts]) -> tuple[Tensor, Tensor]:

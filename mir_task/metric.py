@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mir_task import halves
 from mir_task.diagnostics import cosine, effective_rank
 from mir_task.errors import MIRError
 from mir_task.frechet import FrechetTerms, Gaussian, frechet_terms
@@ -289,7 +290,10 @@ def token_norms(layer: int, modality: str, tokens: Tensor, dtype: torch.dtype) -
     Raises:
         MIRError: NaN or infinity among the tokens, which their norms show.
     """
-    norms: Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
+    if halves.suit(tokens) and dtype == torch.float32:
+        norms = halves.norms(tokens)
+    else:
+        norms = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
     if not norms.isfinite().all():
         raise MIRError(
             f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "

@@ -37,6 +37,8 @@ from mir_task.metric import (
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
+# Rows among which the sample is chosen anew.
+_OFFERED = SAMPLE * 3 // 2
 # A median of the sample is off by 0.04 standard deviations, and as many rows as there are outliers are
 # put there. This share of all numbers may be before a second pass is asked for.
 _SAMPLED = 0.01
@@ -96,44 +98,41 @@ class Moments:
         """Lower half of sum of (x - mean)(x - mean)^T: blocks of columns, from the diagonal down."""
 
     @classmethod
-    def repeated(cls, row: Tensor, count: int) -> "Moments":
-        """Of one row [d], `count` times."""
-        mean = row.double().clone()
-        return cls(count, mean, [mean.new_zeros(len(row) - i, j - i) for i, j in _blocks(len(row))])
+    def of_none(cls, like: Tensor) -> "Moments":
+        """Of no rows, of the size and on the device of these [n, d]."""
+        mean = torch.zeros(like.shape[1], dtype=torch.float64, device=like.device)
+        return cls(0, mean, [mean.new_zeros(len(mean) - i, j - i) for i, j in _blocks(len(mean))])
 
-    @classmethod
-    def of_rows(cls, rows: Tensor) -> "Moments":
-        """Of rows [n, d]; see `of_chosen`."""
-        return cls.of_chosen([rows], [torch.arange(len(rows), device=rows.device)])
-
-    @classmethod
-    def of_chosen(cls, parts: Sequence[Tensor], places: Sequence[Tensor]) -> "Moments":
-        """Of the rows at some places [k] of each of the parts [n, d], of which there is one at least.
+    def add(self, parts: Sequence[Tensor], places: Sequence[Tensor]) -> None:
+        """Count the rows at some places [k] of each of the parts [n, d], of which there is one at least.
 
         Products of float32 rows or less are summed in float32, a few thousand rows at a time and after
         centring on the mean of the first of them: what a model computed in float32 is not more precise.
         Those of half-precision rows are sums of integers where that is faster. All else is float64.
         """
-        size = parts[0].shape[1]
-        if not sum(len(chosen) for chosen in places):
-            return cls.repeated(parts[0].new_zeros(size), 0)
         if all(integers.suit(rows) for rows in parts) and len({rows.dtype for rows in parts}) == 1:
-            return merged(cls(*some) for some in integers.moments(parts, places, list(_blocks(size))))
-        rows = torch.cat(
-            [rows.index_select(0, chosen) for rows, chosen in zip(parts, places, strict=True)]
-        )
+            blocks = list(_blocks(len(self.mean)))
+            self.count = integers.add(parts, places, self.count, self.mean, self.scatter, blocks)
+            return
+        rows = torch.cat([rows[chosen] for rows, chosen in zip(parts, places, strict=True)])
+        if not len(rows):
+            return
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         centre = rows[:_CHUNK].to(dtype).mean(0)
-        moments = cls.repeated(torch.zeros_like(centre), 0)
-        shift = torch.zeros_like(moments.mean)
+        shift = torch.zeros_like(self.mean)
         for chunk in torch.split(rows, _CHUNK):
             centred = chunk.to(dtype) - centre
             shift += centred.sum(0)
-            for block, (start, end) in zip(moments.scatter, _blocks(size), strict=True):
+            for block, (start, end) in zip(self.scatter, _blocks(len(centre)), strict=True):
                 block += centred[:, start:].T @ centred[:, start:end]
         shift /= len(rows)
-        moments._add_outer(shift, -len(rows))
-        return cls(len(rows), centre + shift, moments.scatter)
+        self._add_outer(shift, -len(rows))
+        self._count_in(centre + shift, len(rows))
+
+    def add_repeated(self, row: Tensor, count: int) -> None:
+        """Count one row [d] so many times."""
+        if count:
+            self._count_in(row.double(), count)
 
     def copy(self) -> "Moments":
         """With tensors of its own."""
@@ -141,14 +140,18 @@ class Moments:
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another (Chan, Golub and LeVeque 1979)."""
-        total = self.count + other.count
         if not other.count:
             return
-        delta = other.mean - self.mean
         for block, more in zip(self.scatter, other.scatter, strict=True):
             block += more
-        self._add_outer(delta, self.count * other.count / total)
-        self.mean += delta * (other.count / total)
+        self._count_in(other.mean, other.count)
+
+    def _count_in(self, mean: Tensor, count: int) -> None:
+        """Count rows of that mean, whose sum of outer products about it is added already."""
+        total = self.count + count
+        delta = mean - self.mean
+        self._add_outer(delta, self.count * count / total)
+        self.mean += delta * (count / total)
         self.count = total
 
     def gaussian(self) -> Gaussian:
@@ -249,28 +252,29 @@ KnownLayer = tuple[Known, Known]
 
 
 class Sample:
-    """The rows [n, d] of lowest priority [n] among all that were offered, `SAMPLE` of them at most."""
+    """The rows of lowest priority among all that were offered, `SAMPLE` of them at most."""
 
-    def __init__(self, rows: Tensor, priorities: Tensor) -> None:
-        self.rows = rows
-        self.priorities = priorities
+    def __init__(self) -> None:
+        self._offered: list[tuple[Tensor, Tensor]] = []
+        self._count = 0
         self._cutoff = math.inf
 
     def offer(self, rows: Tensor, priorities: Tensor) -> None:
-        """Take in those of the rows [n, d] that belong to the sample."""
+        """Take in those of the rows [n, d] that may belong to the sample, by their priorities [n]."""
         chosen = (priorities < self._cutoff).nonzero().squeeze(1)
-        rows, priorities = rows[chosen], priorities[chosen]
-        if len(self.rows) < SAMPLE:
-            rows, priorities = torch.cat([self.rows, rows]), torch.cat([self.priorities, priorities])
-            self.rows, self.priorities = rows[:SAMPLE].clone(), priorities[:SAMPLE].clone()
-            rows, priorities = rows[SAMPLE:], priorities[SAMPLE:]
-        if len(rows):
-            lowest = torch.cat([self.priorities, priorities]).topk(SAMPLE, largest=False).indices
-            stays = torch.zeros(SAMPLE + len(rows), dtype=torch.bool, device=rows.device)
-            stays[lowest] = True
-            leaving, entering = ~stays[:SAMPLE], stays[SAMPLE:]
-            self.rows[leaving], self.priorities[leaving] = rows[entering], priorities[entering]
-            self._cutoff = float(self.priorities.max())
+        self._offered.append((rows[chosen], priorities[chosen]))
+        self._count += len(chosen)
+        if self._count > _OFFERED:
+            self.lowest()
+
+    def lowest(self) -> tuple[Tensor, Tensor]:
+        """The rows [n, d] and their priorities [n]."""
+        rows, priorities = map(torch.cat, zip(*self._offered, strict=True))
+        if len(rows) > SAMPLE:
+            priorities, places = priorities.topk(SAMPLE, largest=False)
+            rows, self._cutoff = rows[places], float(priorities.max())
+        self._offered, self._count = [(rows, priorities)], len(rows)
+        return rows, priorities
 
 
 def _default_capacity(size: int, itemsize: int) -> int:
@@ -286,7 +290,7 @@ def bytes_at_most(size: int, itemsize: int, groups: int) -> int:
         itemsize: bytes a number of them.
         groups: of documents.
     """
-    rows = (_default_capacity(size, itemsize) + SAMPLE) * size * itemsize
+    rows = (_default_capacity(size, itemsize) + _OFFERED) * size * itemsize
     moments = max(groups, 1) * 8 * sum((size - i) * (j - i) for i, j in _blocks(size))
     return 2 * (rows + moments)
 
@@ -323,7 +327,7 @@ class TokenStatistics:
         # Norms of folded tokens lie between these, and those of discarded ones beyond the others.
         self._folded = Bounds(math.inf, -math.inf)
         self._discarded_norms = Bounds(-math.inf, math.inf)
-        self._sample: Sample | None = None
+        self._sample = Sample()
         self._estimate: tuple[int, list[tuple[Bounds, Bounds]]] = (0, [])
 
     def add(self, rows: Tensor, norms: Tensor, group: int, priorities: Tensor) -> None:
@@ -343,7 +347,7 @@ class TokenStatistics:
         self.count += len(rows)
         self._wait(_Tokens(rows, norms.double(), groups))
         if self.keep_sample:
-            self._offer(rows, priorities)
+            self._sample.offer(rows, priorities)
         if self.rule == "replace":
             if self._thresholds is not None and not self._counts:
                 self._counts.append(MedianCounts(self._thresholds.to(rows.device)))
@@ -360,7 +364,10 @@ class TokenStatistics:
             for part in norms:
                 _append(self._norms.setdefault(group, []), part)
         for group, moments in other.moments.items():
-            _merge_into(self.moments, group, moments.copy())
+            if group in self.moments:
+                self.moments[group].merge(moments)
+            else:
+                self.moments[group] = moments.copy()
         for group, count in other._discarded.items():
             self._discarded[group] = self._discarded.get(group, 0) + count
         self._folded = Bounds(
@@ -370,8 +377,8 @@ class TokenStatistics:
             max(self._discarded_norms.low, other._discarded_norms.low),
             min(self._discarded_norms.high, other._discarded_norms.high),
         )
-        if other._sample is not None:
-            self._offer(other._sample.rows, other._sample.priorities)
+        if other.keep_sample and other.count:
+            self._sample.offer(*other._sample.lowest())
         self._merge_counts(other)
         for waiting in other._waiting:
             self._wait(waiting)
@@ -423,8 +430,8 @@ class TokenStatistics:
     def known(self) -> Known:
         """What a second pass over the same tokens needs."""
         thresholds = None
-        if self.rule == "replace" and self._sample is not None:
-            thresholds = MedianCounts.around(self._sample.rows).thresholds
+        if self.rule == "replace":
+            thresholds = MedianCounts.around(self._sample.lowest()[0]).thresholds
         return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 
     def late_tokens(self) -> int:
@@ -452,13 +459,15 @@ class TokenStatistics:
                 row_groups = torch.cat([row_groups, outside.groups])
             return _FinishedRows(rows, row_groups, waiting.norms, waiting.groups, outside.groups)
         moments = {group: part.copy() for group, part in self.moments.items()}
+        # Rows that were all kept are few, so float64 costs little.
+        rows = inside.rows if self.moments else inside.rows.double()
         for group in norms:
-            rows = inside.rows[inside.groups == group]
-            # Rows that were all kept are few, so float64 costs little.
-            _merge_into(moments, group, Moments.of_rows(rows if self.moments else rows.double()))
+            if group not in moments:
+                moments[group] = Moments.of_none(rows)
+            moments[group].add([rows], [(inside.groups == group).nonzero().squeeze(1)])
             if middle is not None:
                 replaced = int((outside.groups == group).sum()) + self._discarded.get(group, 0)
-                _merge_into(moments, group, Moments.repeated(middle, replaced))
+                moments[group].add_repeated(middle, replaced)
         return _FinishedMoments(moments, norms, outliers)
 
     def _wait(self, tokens: _Tokens) -> None:
@@ -479,7 +488,9 @@ class TokenStatistics:
             counts.count(rows)
             self._counts.append(counts)
         assert self.capacity is not None
-        waiting = self._waiting
+        # Integers need no joined rows; elsewhere, and above all on an accelerator, one choice is faster.
+        apart = all(integers.suit(part.rows) for part in self._waiting)
+        waiting = self._waiting if apart else [self._all_waiting()]
         norms, groups = (torch.cat([part[of] for part in waiting]) for of in (1, 2))
 
         def places(mask: Tensor) -> list[Tensor]:
@@ -491,8 +502,10 @@ class TokenStatistics:
             if int((~inlier & ~outlier).sum()) <= self.capacity // 2:
                 break
         for group in torch.unique(groups[inlier]).tolist():
+            if group not in self.moments:
+                self.moments[group] = Moments.of_none(waiting[0].rows)
             chosen = places(inlier & (groups == group))
-            _merge_into(self.moments, group, Moments.of_chosen([part.rows for part in waiting], chosen))
+            self.moments[group].add([part.rows for part in waiting], chosen)
         if bool(inlier.any()):
             self._folded = Bounds(
                 min(self._folded.low, float(norms[inlier].min())),
@@ -523,14 +536,8 @@ class TokenStatistics:
 
     def sampled(self, count: int) -> Tensor:
         """Raw rows [count, d] drawn from all tokens, outliers included; all where there are fewer."""
-        assert self._sample is not None
-        lowest = self._sample.priorities.argsort()[:count]
-        return self._sample.rows[lowest].float().cpu()
-
-    def _offer(self, rows: Tensor, priorities: Tensor) -> None:
-        if self._sample is None:
-            self._sample = Sample(rows[:0], priorities[:0])
-        self._sample.offer(rows, priorities)
+        rows, priorities = self._sample.lowest()
+        return rows[priorities.argsort()[:count]].float().cpu()
 
     def _medians(self) -> Tensor:
         """Lower median of each dimension [d]; of counts and the sample once rows were folded in."""
@@ -540,8 +547,7 @@ class TokenStatistics:
         middle, reached = medians(self._counts)
         if bool(reached.all()):
             return middle
-        assert self._sample is not None
-        sampled = self._sample.rows.median(0).values
+        sampled = self._sample.lowest()[0].median(0).values
         return torch.where(reached, middle, sampled.double())
 
 
@@ -550,13 +556,6 @@ def _append(parts: list[Tensor], part: Tensor) -> None:
     parts.append(part)
     while len(parts) > 1 and len(parts[-1]) >= len(parts[-2]):
         parts[-2:] = [torch.cat(parts[-2:])]
-
-
-def _merge_into(moments: dict[int, Moments], group: int, part: Moments) -> None:
-    if group in moments:
-        moments[group].merge(part)
-    elif part.count:
-        moments[group] = part
 
 
 class LayerStatistics:

@@ -11,6 +11,12 @@ AMX = pytest.mark.skipif(not integers._tiles(), reason="this processor or torch 
 KINDS = ["plain", "far_mean", "one_far_channel", "massive_channel", "heavy_tails", "singular", "tiny"]
 
 
+def moments_of(rows: torch.Tensor) -> Moments:
+    moments = Moments.of_none(rows)
+    moments.add([rows], [torch.arange(len(rows))])
+    return moments
+
+
 def tokens(kind: str, count: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     """Rows [count, SIZE] whose covariance is hard to sum."""
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +48,7 @@ def tokens(kind: str, count: int, dtype: torch.dtype, seed: int = 0) -> torch.Te
 @pytest.mark.parametrize("kind", KINDS)
 def test_moments_are_those_of_float64(kind: str, dtype: torch.dtype, count: int) -> None:
     rows = tokens(kind, count, dtype)
-    got, wanted = Moments.of_rows(rows), Moments.of_rows(rows.double())
+    got, wanted = moments_of(rows), moments_of(rows.double())
     spread = rows.double().sub(wanted.mean).square().sum(0).sqrt()
     spread += 1e-6 * spread.max() + 1e-9 * wanted.mean.abs()
     assert got.count == count
@@ -58,7 +64,7 @@ def test_the_largest_sums_fit() -> None:
     # All bytes as large as they get, in as many rows as one sum may have, and one more.
     rows = torch.full((integers.MOST_ROWS + 1, 33), -65504.0, dtype=torch.float16)
     rows[::2, 5] = 65504.0
-    got, wanted = Moments.of_rows(rows), Moments.of_rows(rows.double())
+    got, wanted = moments_of(rows), moments_of(rows.double())
     torch.testing.assert_close(got.mean, wanted.mean, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(
         got.gaussian().covariance, wanted.gaussian().covariance, rtol=1e-9, atol=1e-3
@@ -91,9 +97,9 @@ def test_without_amx_float32_gives_the_same(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = tokens(kind, 3000, dtype)
-    here = Moments.of_rows(rows).gaussian()
+    here = moments_of(rows).gaussian()
     monkeypatch.setattr(integers, "_tiles", lambda: False)
-    there = Moments.of_rows(rows).gaussian()
+    there = moments_of(rows).gaussian()
     spread = there.covariance.diagonal().clamp(min=0).sqrt()
     spread += 1e-6 * spread.max()
     assert ((here.mean - there.mean).abs() <= 1e-6 * (spread + there.mean.abs())).all()
