@@ -9,7 +9,7 @@ than half as long as one of float32.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -41,8 +41,8 @@ def _tiles() -> bool:
 
 
 def add(
-    rows: Sequence[Tensor],
-    places: Sequence[Tensor],
+    rows: Tensor,
+    places: Tensor,
     count: int,
     mean: Tensor,
     scatter: Sequence[Tensor],
@@ -51,15 +51,15 @@ def add(
     """Add rows to a mean [d] and a sum of outer products about it, and return the new count.
 
     Args:
-        rows: some [n, d] in float16 or bfloat16.
-        places: of each of them, those [k] of the rows that count.
+        rows: [n, d] in float16 or bfloat16.
+        places: [k] of those that count.
         count: of rows so far.
         mean: of them, float64, changed in place.
         scatter: blocks of the sum, from the diagonal down, likewise.
         blocks: their columns (first, end).
     """
-    for pieces in _batches(rows, places):
-        high, low, step, total, lost, squares = _fixed_point(pieces, rows[0].dtype)
+    for few in torch.split(places, MOST_ROWS):
+        high, low, step, total, lost, squares = _fixed_point(rows, few)
         new = len(high)
         delta = (total + lost) * step / new - mean
         squares -= lost * (2 * total + lost) / new
@@ -84,21 +84,6 @@ def add(
         count += new
         mean += delta * (new / count)
     return count
-
-
-def _batches(rows: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[list["_Piece"]]:
-    batch: list[_Piece] = []
-    count = 0
-    for some, chosen in zip(rows, places, strict=True):
-        for piece in torch.split(chosen, _PIECE):
-            if count + len(piece) > MOST_ROWS:
-                yield batch
-                batch, count = [], 0
-            if len(piece):
-                batch.append((halves.bits(some), piece.numpy()))
-                count += len(piece)
-    if batch:
-        yield batch
 
 
 @numba.njit(nogil=True)
@@ -133,10 +118,6 @@ def _add_products(
                 block[at, column] += centred * (unit * step[column]) + shift
 
 
-_Piece = tuple[Array, Array]
-"""Bits [n, d] of numbers, and places [k] of the rows among them that count."""
-
-
 class _FixedPoint(NamedTuple):
     """Rows times a scale, rounded to integers of 16 bits."""
 
@@ -154,37 +135,37 @@ class _FixedPoint(NamedTuple):
     """[d], of what the squares lost by it."""
 
 
-def _fixed_point(pieces: Sequence[_Piece], dtype: torch.dtype) -> _FixedPoint:
-    size = pieces[0][0].shape[1]
-    bits = np.zeros(size, np.int16)
-    for rows, places in pieces:
-        _largest(rows, places, bits)
-    largest = torch.from_numpy(bits).view(dtype).float()
+def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:
+    numbers, at = halves.bits(rows), places.numpy()
+    largest = torch.from_numpy(_largest(numbers, at)).view(rows.dtype).float()
     # A low byte above 127 counts down from the next high one, which must be 127 at most. Columns below
     # 2^-100 have a scale beyond float32: they are zero beside any other.
     exponent = torch.frexp(largest * 1.004).exponent.clamp(min=-100)
     scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
-    high, low = torch.empty(2, sum(len(places) for _, places in pieces), size, dtype=torch.int8)
-    sums = np.zeros((3, size))
-    start = 0
-    for rows, places in pieces:
-        end, few = start + len(places), np.zeros((3, size), np.float32)
-        _SPLIT[dtype](rows, places, scale.numpy(), high[start:end].numpy(), low[start:end].numpy(), few)
-        sums += few
-        start = end
-    return _FixedPoint(high, low, 1 / scale.double(), *torch.from_numpy(sums))
+    high, low = np.empty((2, len(at), len(scale)), np.int8)
+    sums = np.zeros((3, len(scale)))
+    for start in range(0, len(at), _PIECE):
+        own = slice(start, start + _PIECE)
+        sums += _SPLIT[rows.dtype](numbers, at[own], scale.numpy(), high[own], low[own])
+    total, lost, squares = torch.from_numpy(sums)
+    step = 1 / scale.double()
+    return _FixedPoint(torch.from_numpy(high), torch.from_numpy(low), step, total, lost, squares)
 
 
 @numba.njit(nogil=True)
-def _largest(rows: Array, places: Array, largest: Array) -> None:
+def _largest(rows: Array, places: Array) -> Array:
+    """Bits of the largest absolute number of each column."""
+    largest = np.zeros(rows.shape[1], np.int16)
     for place in places:
         for column in range(rows.shape[1]):
             largest[column] = max(largest[column], halves.magnitude(rows[place, column]))
+    return largest
 
 
 def _split_of(float32: Callable[[Any], Any]) -> Any:
     @numba.njit(nogil=True)
-    def split(rows: Array, places: Array, scale: Array, high: Array, low: Array, sums: Array) -> None:
+    def split(rows: Array, places: Array, scale: Array, high: Array, low: Array) -> Array:
+        sums = np.zeros((3, rows.shape[1]), np.float32)
         for at, place in enumerate(places):
             for column in range(rows.shape[1]):
                 value = float32(rows[place, column]) * scale[column]
@@ -196,6 +177,7 @@ def _split_of(float32: Callable[[Any], Any]) -> Any:
                 sums[0, column] += rounded
                 sums[1, column] += off
                 sums[2, column] += (value + rounded) * off
+        return sums
 
     return split
 

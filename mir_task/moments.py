@@ -103,20 +103,20 @@ class Moments:
         mean = torch.zeros(like.shape[1], dtype=torch.float64, device=like.device)
         return cls(0, mean, [mean.new_zeros(len(mean) - i, j - i) for i, j in _blocks(len(mean))])
 
-    def add(self, parts: Sequence[Tensor], places: Sequence[Tensor]) -> None:
-        """Count the rows at some places [k] of each of the parts [n, d], of which there is one at least.
+    def add(self, rows: Tensor, places: Tensor) -> None:
+        """Count those of the rows [n, d] that stand at some places [k].
 
         Products of float32 rows or less are summed in float32, a few thousand rows at a time and after
         centring on the mean of the first of them: what a model computed in float32 is not more precise.
         Those of half-precision rows are sums of integers where that is faster. All else is float64.
         """
-        if all(integers.suit(rows) for rows in parts) and len({rows.dtype for rows in parts}) == 1:
+        if not len(places):
+            return
+        if integers.suit(rows):
             blocks = list(_blocks(len(self.mean)))
-            self.count = integers.add(parts, places, self.count, self.mean, self.scatter, blocks)
+            self.count = integers.add(rows, places, self.count, self.mean, self.scatter, blocks)
             return
-        rows = torch.cat([rows[chosen] for rows, chosen in zip(parts, places, strict=True)])
-        if not len(rows):
-            return
+        rows = rows.index_select(0, places)
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         centre = rows[:_CHUNK].to(dtype).mean(0)
         shift = torch.zeros_like(self.mean)
@@ -231,10 +231,6 @@ class _Tokens(NamedTuple):
     norms: Tensor
     groups: Tensor
 
-    @classmethod
-    def joined(cls, parts: Sequence["_Tokens"]) -> "_Tokens":
-        return cls(*map(torch.cat, zip(*parts, strict=True)))
-
     def at(self, places: Tensor) -> "_Tokens":
         return _Tokens(*(part.index_select(0, places) for part in self))
 
@@ -261,7 +257,7 @@ class Sample:
 
     def offer(self, rows: Tensor, priorities: Tensor) -> None:
         """Take in those of the rows [n, d] that may belong to the sample, by their priorities [n]."""
-        chosen = (priorities < self._cutoff).nonzero().squeeze(1)
+        chosen = _places(priorities < self._cutoff)
         self._offered.append((rows[chosen], priorities[chosen]))
         self._count += len(chosen)
         if self._count > _OFFERED:
@@ -448,7 +444,7 @@ class TokenStatistics:
         bounds = self.final_bounds()
         waiting = self._all_waiting()
         out = bounds.outside(waiting.norms)
-        inside, outside = (waiting.at(mask.nonzero().squeeze(1)) for mask in (~out, out))
+        inside, outside = waiting.at(_places(~out)), waiting.at(_places(out))
         norms = {group: torch.cat(parts).double() for group, parts in self._norms.items()}
         outliers = {group: int(bounds.outside(values).sum()) for group, values in norms.items()}
         middle = self._medians() if self.rule == "replace" and any(outliers.values()) else None
@@ -464,7 +460,7 @@ class TokenStatistics:
         for group in norms:
             if group not in moments:
                 moments[group] = Moments.of_none(rows)
-            moments[group].add([rows], [(inside.groups == group).nonzero().squeeze(1)])
+            moments[group].add(rows, _places(inside.groups == group))
             if middle is not None:
                 replaced = int((outside.groups == group).sum()) + self._discarded.get(group, 0)
                 moments[group].add_repeated(middle, replaced)
@@ -476,36 +472,27 @@ class TokenStatistics:
 
     def _all_waiting(self) -> _Tokens:
         if len(self._waiting) > 1:
-            self._waiting = [_Tokens.joined(self._waiting)]
+            self._waiting = [_Tokens(*map(torch.cat, zip(*self._waiting, strict=True)))]
         return self._waiting[0]
 
     def _settle(self) -> None:
         """Fold in the rows that are surely inliers, let go of sure outliers, keep the rest waiting."""
+        assert self.capacity is not None
+        waiting = self._all_waiting()
+        rows, norms, groups = waiting
         if self.rule == "replace" and not self._counts:
-            rows = self._all_waiting().rows
             shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
             counts = MedianCounts.around(rows[shuffled[:SAMPLE].to(rows.device)])
             counts.count(rows)
             self._counts.append(counts)
-        assert self.capacity is not None
-        # Integers need no joined rows; elsewhere, and above all on an accelerator, one choice is faster.
-        apart = all(integers.suit(part.rows) for part in self._waiting)
-        waiting = self._waiting if apart else [self._all_waiting()]
-        norms, groups = (torch.cat([part[of] for part in waiting]) for of in (1, 2))
-
-        def places(mask: Tensor) -> list[Tensor]:
-            of_parts = torch.split(mask, [len(part.rows) for part in waiting])
-            return [of_part.nonzero().squeeze(1) for of_part in of_parts]
-
         for inner, outer in self._bands():
             inlier, outlier = ~inner.outside(norms), outer.outside(norms)
             if int((~inlier & ~outlier).sum()) <= self.capacity // 2:
                 break
         for group in torch.unique(groups[inlier]).tolist():
             if group not in self.moments:
-                self.moments[group] = Moments.of_none(waiting[0].rows)
-            chosen = places(inlier & (groups == group))
-            self.moments[group].add([part.rows for part in waiting], chosen)
+                self.moments[group] = Moments.of_none(rows)
+            self.moments[group].add(rows, _places(inlier & (groups == group)))
         if bool(inlier.any()):
             self._folded = Bounds(
                 min(self._folded.low, float(norms[inlier].min())),
@@ -513,8 +500,7 @@ class TokenStatistics:
             )
         self._discard(norms[outlier], groups[outlier], middle=(inner.low + inner.high) / 2)
         self._waiting, self._waiting_count = [], 0
-        stay = zip(waiting, places(~inlier & ~outlier), strict=True)
-        self._wait(_Tokens.joined([part.at(chosen) for part, chosen in stay]))
+        self._wait(waiting.at(_places(~inlier & ~outlier)))
 
     def _bands(self) -> list[tuple[Bounds, Bounds]]:
         """Bounds inside which a token is taken for no outlier, and outside which for one; wide first."""
@@ -549,6 +535,11 @@ class TokenStatistics:
             return middle
         sampled = self._sample.lowest()[0].median(0).values
         return torch.where(reached, middle, sampled.double())
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask [n] is true: [k]."""
+    return mask.nonzero().squeeze(1)
 
 
 def _append(parts: list[Tensor], part: Tensor) -> None:

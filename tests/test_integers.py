@@ -13,7 +13,7 @@ KINDS = ["plain", "far_mean", "one_far_channel", "massive_channel", "heavy_tails
 
 def moments_of(rows: torch.Tensor) -> Moments:
     moments = Moments.of_none(rows)
-    moments.add([rows], [torch.arange(len(rows))])
+    moments.add(rows, torch.arange(len(rows)))
     return moments
 
 
@@ -119,3 +119,18 @@ def test_only_half_precision_rows_of_the_processor_suit(monkeypatch: pytest.Monk
 def test_a_torch_that_does_not_tell_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not integers._tiles.__wrapped__()
+
+
+@AMX
+def test_rows_at_some_places_are_added_to_those_before() -> None:
+    rows = tokens("far_mean", 2 * integers.MOST_ROWS + 300, torch.float16)[:, :40].contiguous()
+    some, others = (part.nonzero().squeeze(1) for part in (rows[:, 0] > 31, rows[:, 0] < 30.5))
+    assert len(some) < integers._PIECE * 40 < integers.MOST_ROWS < len(others)
+    got, wanted = Moments.of_none(rows), Moments.of_none(rows)
+    for places in (others[:0], some, others, some):
+        got.add(rows, places)
+        wanted.add(rows.double(), places)
+    assert got.count == wanted.count == 2 * len(some) + len(others)
+    torch.testing.assert_close(got.mean, wanted.mean, rtol=1e-10, atol=0)
+    covariance = wanted.gaussian().covariance
+    torch.testing.assert_close(got.gaussian().covariance, covariance, rtol=0, atol=1e-5)
