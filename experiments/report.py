@@ -327,8 +327,14 @@ PLOTS = {"scatter": plot_scatter, "scale": plot_scale, "layers": plot_layers}
 
 def main() -> None:
     """Write tables and plots."""
-    records = read(RUNS)
-    (STUDY / "tables.md").write_text(tables(records, read(INPUTS)), "utf-8")
+    records, inputs = read(RUNS), read(INPUTS)
+    for module, stored, wanted in (("run", records, ALL), ("inputs", inputs, "a")):
+        if missing := [arm.name for arm in arms(wanted) if arm.name not in stored]:
+            raise SystemExit(
+                f"{len(missing)} arms are not stored, {missing[0]} first: "
+                f"run `python -m experiments.{module}`"
+            )
+    (STUDY / "tables.md").write_text(tables(records, inputs), "utf-8")
     for name, plot in PLOTS.items():
         plot(records).savefig(STUDY / f"{name}.png", dpi=110)
 

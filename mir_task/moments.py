@@ -426,7 +426,7 @@ class TokenStatistics:
     def known(self) -> Known:
         """What a second pass over the same tokens needs."""
         thresholds = None
-        if self.rule == "replace":
+        if self.rule == "replace" and self.count:
             thresholds = MedianCounts.around(self._sample.lowest()[0]).thresholds
         return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 

@@ -147,6 +147,16 @@ class TestReport:
     def test_every_arm_has_run(self) -> None:
         assert set(report.read(report.RUNS)) == {arm.name for arm in arms.arms()}
 
+    def test_what_is_not_there_is_named(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(report, "STUDY", tmp_path)
+        monkeypatch.setattr(report, "INPUTS", tmp_path / "inputs")
+        with pytest.raises(SystemExit, match=r"21 arms are not stored, pairs.* experiments.inputs`"):
+            report.main()
+        monkeypatch.setattr(report, "RUNS", tmp_path / "runs")
+        with pytest.raises(SystemExit, match=r"93 arms are not stored, pairs.* experiments.run`"):
+            report.main()
+        assert not list(tmp_path.iterdir())
+
     def test_partial_correlation_of_ranks(self) -> None:
         random = np.random.default_rng(0)
         z = random.normal(size=4000)
