@@ -251,26 +251,36 @@ class Sample:
     """The rows of lowest priority among all that were offered, `SAMPLE` of them at most."""
 
     def __init__(self) -> None:
-        self._offered: list[tuple[Tensor, Tensor]] = []
+        # In one piece from the start: small ones, that stay for long, would scatter over the memory.
+        self._rows: Tensor | None = None
+        self._priorities = torch.empty(0)
         self._count = 0
         self._cutoff = math.inf
 
     def offer(self, rows: Tensor, priorities: Tensor) -> None:
         """Take in those of the rows [n, d] that may belong to the sample, by their priorities [n]."""
-        chosen = _places(priorities < self._cutoff)
-        self._offered.append((rows[chosen], priorities[chosen]))
-        self._count += len(chosen)
-        if self._count > _OFFERED:
-            self.lowest()
+        if self._rows is None:
+            self._rows = rows.new_empty(_OFFERED, rows.shape[1])
+            self._priorities = priorities.new_empty(_OFFERED)
+        for places in torch.split(_places(priorities < self._cutoff), _OFFERED - SAMPLE):
+            if self._count + len(places) > _OFFERED:
+                self._choose()
+            own = slice(self._count, self._count + len(places))
+            self._rows[own], self._priorities[own] = rows[places], priorities[places]
+            self._count = own.stop
 
     def lowest(self) -> tuple[Tensor, Tensor]:
         """The rows [n, d] and their priorities [n]."""
-        rows, priorities = map(torch.cat, zip(*self._offered, strict=True))
-        if len(rows) > SAMPLE:
-            priorities, places = priorities.topk(SAMPLE, largest=False)
-            rows, self._cutoff = rows[places], float(priorities.max())
-        self._offered, self._count = [(rows, priorities)], len(rows)
-        return rows, priorities
+        assert self._rows is not None
+        self._choose()
+        return self._rows[: self._count], self._priorities[: self._count]
+
+    def _choose(self) -> None:
+        if self._count > SAMPLE:
+            assert self._rows is not None
+            lowest, places = self._priorities[: self._count].topk(SAMPLE, largest=False)
+            self._rows[:SAMPLE], self._priorities[:SAMPLE] = self._rows[places], lowest
+            self._count, self._cutoff = SAMPLE, float(lowest.max())
 
 
 def _default_capacity(size: int, itemsize: int) -> int:

@@ -82,7 +82,7 @@ def test_a_layer_holds_no_more_than_is_reckoned(groups: int, dtype: torch.dtype)
         held = 0
         for tokens in (layer.vision, layer.text):
             waiting = [part.rows for part in tokens._waiting]
-            sample = [rows for rows, _ in tokens._sample._offered]
+            sample = [tokens._sample._rows]
             moments = [block for m in tokens.moments.values() for block in m.scatter]
             held += sum(tensor.nbytes for tensor in [*waiting, *sample, *moments])
         most = max(most, held)

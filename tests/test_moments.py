@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_documents_but_for_the_norms() -> None:
                 own = [n for group in statistics._norms.values() for n in group]
                 norms += sum(n.nbytes for n in own)
                 waiting = [t for tokens in statistics._waiting for t in tokens]
-                sample = [part for offered in statistics._sample._offered for part in offered]
+                sample = [statistics._sample._rows, statistics._sample._priorities]
                 moments = [t for m in statistics.moments.values() for t in (m.mean, *m.scatter)]
                 tensors += sum(t.nbytes for t in [*own, *waiting, *sample, *moments])
         return tensors, norms
