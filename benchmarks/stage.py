@@ -8,6 +8,7 @@ disturbs less.
 
 import sys
 import time
+from unittest import mock
 
 import torch
 
@@ -52,8 +53,13 @@ def main() -> None:
     def published(accurate: bool) -> float:
         return layer_distance(torch.cat(vision), torch.cat(text), accurate=accurate)
 
+    def distance_alone() -> float:
+        with mock.patch("mir_task.metric.effective_rank", return_value=0.0):
+            return ours(0)
+
     ways = {
         "ours": lambda: ours(0),
+        "ours, without effective ranks": distance_alone,
         "ours, with standard error (5 groups)": lambda: ours(5),
         "published fast": lambda: published(False),
         "published accurate": lambda: published(True),
