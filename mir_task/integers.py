@@ -8,7 +8,7 @@ rounding, so that no centring is needed, however far from zero the mean is. The 
 than half as long as one of float32.
 """
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,27 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mir_task import halves
+from mir_task import halves, tiles
 from mir_task.halves import Array
 
-MOST_ROWS = 1 << 15
-"""Sums of two products of bytes, of 2^14 at most, of so many rows stay within int32."""
-# Rows that are turned to bytes at a time: sums of so many are exact in float32.
-_PIECE = 1 << 9
-# As many numbers of a column lie side by side in a line of the cache.
-_STRIP = 16
+MOST_ROWS = 1 << 13
+"""Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache."""
+# Of these turned strips, so many steps of 2 KiB.
+_TURNED = 1 << 9
+# Steps whose sums of integers are exact in float32.
+_PIECE = 1 << 3
+_WIDTH = tiles.WIDTH
 
 
 def suit(rows: Tensor) -> bool:
     """Whether the moments of rows [n, d] are to be had this way, and sooner than in float32."""
-    return halves.suit(rows) and _tiles()
-
-
-@functools.cache
-def _tiles() -> bool:
-    """AMX: without it products of bytes are slower, and on the oldest processors not exact."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of later torch only
-    return bool(known.get("amx_int8")) and hasattr(torch, "_int_mm")
+    return halves.suit(rows) and tiles.available()
 
 
 def add(
@@ -56,31 +50,27 @@ def add(
         count: of rows so far.
         mean: of them, float64, changed in place.
         scatter: blocks of the sum, from the diagonal down, likewise.
-        blocks: their columns (first, end).
+        blocks: their columns (first, end), the first of each a multiple of `tiles.WIDTH`.
     """
-    for few in torch.split(places, MOST_ROWS):
-        high, low, step, total, lost, squares = _fixed_point(rows, few)
-        new = len(high)
+    for few in places.chunk(math.ceil(len(places) / MOST_ROWS)):
+        packed, step, total, lost, squares = _fixed_point(rows, few)
+        new = len(few)
         delta = (total + lost) * step / new - mean
         squares -= lost * (2 * total + lost) / new
         # Chan, Golub and LeVeque 1979: both sums are about means of their own.
         between = count * new / (count + new)
-        cross = torch._int_mm(high.T, low)
+        strips, steps = packed.shape[:2]
+        turned = packed.new_empty(min(max(_TURNED // steps, 1), strips), *packed.shape[1:])
+        sums = packed.new_empty(4, tiles.WIDTH, tiles.WIDTH)
+        _add_products(
+            tuple(block.numpy() for block in scatter),
+            np.array([start for start, _ in blocks]),
+            new,
+            between,
+            *(part.numpy() for part in (packed, total, step, delta, turned, sums, tiles.palette())),
+        )
         for block, (start, end) in zip(scatter, blocks, strict=True):
-            rest, own = slice(start, None), slice(start, end)
-            highs = torch._int_mm(high[:, rest].T, high[:, own])
-            lows = torch._int_mm(low[:, rest].T, low[:, own])
-            parts = (
-                highs,
-                cross[rest, own],
-                cross[own, rest],
-                lows,
-                total[rest],
-                step[rest],
-                delta[rest],
-            )
-            _add_products(block.numpy(), new, between, *(part.numpy() for part in parts))
-            block.diagonal().add_(squares[own] * step[own].square())
+            block.diagonal().add_(squares[start:end] * step[start:end].square())
         count += new
         mean += delta * (new / count)
     return count
@@ -88,43 +78,73 @@ def add(
 
 @numba.njit(nogil=True)
 def _add_products(
-    block: Array,
+    scatter: tuple[Array, ...],
+    starts: Array,
     count: int,
     between: float,
-    highs: Array,
-    cross: Array,
-    crossed: Array,
-    lows: Array,
+    packed: Array,
     total: Array,
     step: Array,
     delta: Array,
+    turned: Array,
+    sums: Array,
+    palette: Array,
 ) -> None:
-    """Add products of bytes [r, c], brought about the mean, in units of the rows."""
-    rows, columns = block.shape
-    both = np.empty((_STRIP, columns), np.int32)
-    for start in range(0, rows, _STRIP):
-        strip = min(_STRIP, rows - start)
-        for column in range(columns):
-            for row in range(strip):
-                both[row, column] = crossed[column, start + row]
-        for row in range(strip):
-            at = start + row
-            unit = step[at] / count
-            for column in range(columns):
-                middle = 256.0 * (both[row, column] + cross[at, column])
-                product = 65536.0 * highs[at, column] + middle + lows[at, column]
-                centred = count * product - total[at] * total[column]
-                shift = between * delta[at] * delta[column]
-                block[at, column] += centred * (unit * step[column]) + shift
+    """Add products of bytes, brought about the mean, in units of the rows."""
+    size, (strips, steps) = len(total), packed.shape[:2]
+    centred = np.empty((_WIDTH, _WIDTH))
+    for first in range(0, strips, len(turned)):
+        end = min(first + len(turned), strips)
+        for strip in range(first, end):
+            _turn(packed[strip], turned[strip - first])
+        block = 0
+        for right in range(end):
+            column = right * _WIDTH
+            while block + 1 < len(starts) and starts[block + 1] <= column:
+                block += 1
+            own, start = scatter[block], starts[block]
+            columns = min(_WIDTH, size - column)
+            for left in range(max(first, right), end):
+                row = left * _WIDTH
+                rows = min(_WIDTH, size - row)
+                tiles.multiply(
+                    palette.ctypes.data,
+                    turned[left - first].ctypes.data,
+                    packed[right].ctypes.data,
+                    steps,
+                    sums.ctypes.data,
+                )
+                for r in range(rows):
+                    unit = step[row + r] / count
+                    for c in range(columns):
+                        middle = 256.0 * (sums[1, r, c] + sums[2, r, c])
+                        product = 65536.0 * sums[0, r, c] + middle + sums[3, r, c]
+                        about = count * product - total[row + r] * total[column + c]
+                        shift = between * delta[row + r] * delta[column + c]
+                        centred[r, c] = about * (unit * step[column + c]) + shift
+                target = own[row - start : row - start + rows, column - start : column - start + columns]
+                target += centred[:rows, :columns]
+                if left != right and row - start < own.shape[1]:  # above the diagonal
+                    target = own[column - start : column - start + columns, row - start : row - start + rows]
+                    target += centred[:rows, :columns].T
+
+
+@numba.njit(nogil=True, inline="always")
+def _turn(strip: Array, turned: Array) -> None:
+    """A strip's tiles as the left side of a product: a column's bytes side by side."""
+    for step in range(len(strip)):
+        for half in range(2):
+            for column in range(_WIDTH):
+                for four in range(_WIDTH):
+                    turned[step, half, column, four] = strip[step, half, four, column]
 
 
 class _FixedPoint(NamedTuple):
     """Rows times a scale, rounded to integers of 16 bits."""
 
-    high: Tensor
-    """[n, d], int8."""
-    low: Tensor
-    """[n, d], int8; the integer is 256 high + low."""
+    packed: Tensor
+    """[strips, steps, 2, 16, 16], int32: high and low bytes of 64 rows by 16 columns a tile, those of
+    four rows in one number; the integer is 256 high + low."""
     step: Tensor
     """[d], of the integers; float64 as the sums over the rows that follow."""
     total: Tensor
@@ -142,14 +162,11 @@ def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:
     # 2^-100 have a scale beyond float32: they are zero beside any other.
     exponent = torch.frexp(largest * 1.004).exponent.clamp(min=-100)
     scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
-    high, low = np.empty((2, len(at), len(scale)), np.int8)
-    sums = np.zeros((3, len(scale)))
-    for start in range(0, len(at), _PIECE):
-        own = slice(start, start + _PIECE)
-        sums += _SPLIT[rows.dtype](numbers, at[own], scale.numpy(), high[own], low[own])
-    total, lost, squares = torch.from_numpy(sums)
-    step = 1 / scale.double()
-    return _FixedPoint(torch.from_numpy(high), torch.from_numpy(low), step, total, lost, squares)
+    strips, steps = math.ceil(len(scale) / tiles.WIDTH), math.ceil(len(at) / tiles.DEPTH)
+    packed = torch.empty(strips, steps, 2, tiles.WIDTH, tiles.WIDTH, dtype=torch.int32)
+    totals = torch.zeros(3, len(scale), dtype=torch.float64)
+    _PACK[rows.dtype](numbers, at, scale.numpy(), packed.numpy(), totals.numpy())
+    return _FixedPoint(packed, 1 / scale.double(), *totals)
 
 
 @numba.njit(nogil=True)
@@ -162,24 +179,42 @@ def _largest(rows: Array, places: Array) -> Array:
     return largest
 
 
-def _split_of(float32: Callable[[Any], Any]) -> Any:
+def _pack_of(float32: Callable[[Any], Any]) -> Any:
     @numba.njit(nogil=True)
-    def split(rows: Array, places: Array, scale: Array, high: Array, low: Array) -> Array:
-        sums = np.zeros((3, rows.shape[1]), np.float32)
-        for at, place in enumerate(places):
-            for column in range(rows.shape[1]):
-                value = float32(rows[place, column]) * scale[column]
-                rounded = np.rint(value)
-                off = value - rounded
-                integer = np.int32(rounded)
-                high[at, column] = np.int8((integer + 128) >> 8)
-                low[at, column] = np.int8(integer)
-                sums[0, column] += rounded
-                sums[1, column] += off
-                sums[2, column] += (value + rounded) * off
-        return sums
+    def pack(rows: Array, places: Array, scale: Array, packed: Array, totals: Array) -> None:
+        size, (strips, steps) = len(scale), packed.shape[:2]
+        integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
+        sums = np.zeros((3, size), np.float32)
+        for step in range(steps):
+            for row in range(tiles.DEPTH):
+                at = step * tiles.DEPTH + row
+                if at >= len(places):
+                    integers[row] = 0
+                    continue
+                place = places[at]
+                for column in range(size):
+                    value = float32(rows[place, column]) * scale[column]
+                    rounded = np.rint(value)
+                    off = value - rounded
+                    integers[row, column] = np.int32(rounded)
+                    sums[0, column] += rounded
+                    sums[1, column] += off
+                    sums[2, column] += (value + rounded) * off
+            for strip in range(strips):
+                for four in range(_WIDTH):
+                    for column in range(_WIDTH):
+                        high, low = np.int32(0), np.int32(0)
+                        for row in range(4):
+                            integer = integers[4 * four + row, strip * _WIDTH + column]
+                            high |= (((integer + 128) >> 8) & 255) << (8 * row)
+                            low |= (integer & 255) << (8 * row)
+                        packed[strip, step, 0, four, column] = high
+                        packed[strip, step, 1, four, column] = low
+            if (step + 1) % _PIECE == 0 or step + 1 == steps:
+                totals += sums
+                sums[:] = 0
 
-    return split
+    return pack
 
 
-_SPLIT = {torch.float16: _split_of(halves.float16), torch.bfloat16: _split_of(halves.bfloat16)}
+_PACK = {torch.float16: _pack_of(halves.float16), torch.bfloat16: _pack_of(halves.bfloat16)}

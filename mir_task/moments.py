@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mir_task import integers
+from mir_task import integers, tiles
 from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.frechet import Gaussian
 from mir_task.medians import MedianCounts, medians
@@ -85,7 +85,8 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
     """Columns (first, end) of the blocks in which the lower half of a [size, size] is kept."""
     # More of them hold less of the upper half, but products narrower than 256 are slow.
     blocks = min(max(size // 256, 4), 8)
-    return itertools.pairwise(size * n // blocks for n in range(blocks + 1))
+    firsts = (size * n // blocks // tiles.WIDTH * tiles.WIDTH for n in range(blocks))
+    return itertools.pairwise([*firsts, size])
 
 
 class Moments:

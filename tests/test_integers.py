@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mir_task import MIRMeter, integers
+from mir_task import MIRMeter, integers, tiles
 from mir_task.moments import Moments
 
 SIZE = 320  # blocks of 80 columns
-AMX = pytest.mark.skipif(not integers._tiles(), reason="this processor or torch has no AMX for bytes")
+AMX = pytest.mark.skipif(not tiles.available(), reason="this processor or torch has no AMX for bytes")
 KINDS = ["plain", "far_mean", "one_far_channel", "massive_channel", "heavy_tails", "singular", "tiny"]
 
 
@@ -98,7 +98,7 @@ def test_without_amx_float32_gives_the_same(
 ) -> None:
     rows = tokens(kind, 3000, dtype)
     here = moments_of(rows).gaussian()
-    monkeypatch.setattr(integers, "_tiles", lambda: False)
+    monkeypatch.setattr(tiles, "available", lambda: False)
     there = moments_of(rows).gaussian()
     spread = there.covariance.diagonal().clamp(min=0).sqrt()
     spread += 1e-6 * spread.max()
@@ -107,7 +107,7 @@ def test_without_amx_float32_gives_the_same(
 
 
 def test_only_half_precision_rows_of_the_processor_suit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integers, "_tiles", lambda: True)
+    monkeypatch.setattr(tiles, "available", lambda: True)
     rows = torch.ones(3, 4)
     assert integers.suit(rows.half())
     assert integers.suit(rows.bfloat16())
@@ -118,7 +118,7 @@ def test_only_half_precision_rows_of_the_processor_suit(monkeypatch: pytest.Monk
 
 def test_a_torch_that_does_not_tell_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not integers._tiles.__wrapped__()
+    assert not tiles.available.__wrapped__()
 
 
 @AMX

@@ -1,0 +1,89 @@
+"""Sums of products of bytes in the tiles of AMX, for Numba.
+
+A tile is 1 KiB: 16 rows of 64 bytes. One instruction multiplies two tiles and adds the 16 x 16 sums over 64
+products each to a third. Libraries have these products too, but pack the same matrix twice, sum its upper
+half as well as the lower, and take three times as long.
+"""
+
+import functools
+from typing import Any
+
+import llvmlite.binding
+import llvmlite.ir
+import numba
+import numba.extending
+import numpy as np
+import torch
+
+WIDTH = 16
+"""Columns of a tile of sums."""
+DEPTH = 64
+"""Products that one instruction adds to each sum."""
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this processor has the tiles, and the system lets the process use them."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of later torch only
+    return bool(known.get("amx_int8")) and bool(getattr(torch.cpu, "_init_amx", bool)())
+
+
+def palette() -> torch.Tensor:
+    """What `multiply` configures the tiles by: all eight in full size."""
+    rows, row_bytes = torch.full((8,), WIDTH), torch.tensor([DEPTH, 0]).repeat(8)
+    first = torch.zeros(64)
+    first[0], first[16:32], first[48:56] = 1, row_bytes, rows
+    return first.to(torch.uint8)
+
+
+# Tiles 4 to 7 take high and low bytes of both matrices, 0 to 3 their sums: high with high, high with low,
+# low with high, low with low. In one piece, for which no compiler need know of tiles.
+_MULTIPLY = """
+    ldtilecfg ($0)
+    movq $1, %r8
+    movq $2, %r9
+    movq $3, %r10
+    movl $$64, %r11d
+    tilezero %tmm0
+    tilezero %tmm1
+    tilezero %tmm2
+    tilezero %tmm3
+1:
+    tileloadd (%r8, %r11), %tmm4
+    tileloadd 1024(%r8, %r11), %tmm5
+    tileloadd (%r9, %r11), %tmm6
+    tileloadd 1024(%r9, %r11), %tmm7
+    tdpbssd %tmm6, %tmm4, %tmm0
+    tdpbssd %tmm7, %tmm4, %tmm1
+    tdpbssd %tmm6, %tmm5, %tmm2
+    tdpbssd %tmm7, %tmm5, %tmm3
+    addq $$2048, %r8
+    addq $$2048, %r9
+    decq %r10
+    jnz 1b
+    tilestored %tmm0, ($4, %r11)
+    tilestored %tmm1, 1024($4, %r11)
+    tilestored %tmm2, 2048($4, %r11)
+    tilestored %tmm3, 3072($4, %r11)
+    tilerelease
+"""
+_CHANGED = "~{r8},~{r9},~{r10},~{r11},~{memory},~{flags}"
+llvmlite.binding.initialize_native_asmparser()
+
+
+@numba.extending.intrinsic
+def multiply(_context: Any, palette: Any, left: Any, right: Any, steps: Any, sums: Any) -> Any:
+    """Write the four [16, 16] int32 sums of `steps` pairs of tiles, high and low bytes in turn.
+
+    All arguments are addresses but the number of steps.
+    """
+    del palette, left, right, steps, sums
+    address = numba.types.intp
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        integer = llvmlite.ir.IntType(64)
+        function = llvmlite.ir.FunctionType(llvmlite.ir.VoidType(), [integer] * len(values))
+        builder.asm(function, _MULTIPLY, f"r,r,r,r,r,{_CHANGED}", values, side_effect=True)
+        return context.get_dummy_value()
+
+    return numba.types.void(*[address] * 5), generate
