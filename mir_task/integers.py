@@ -8,8 +8,11 @@ rounding, so that no centring is needed, however far from zero the mean is. The 
 than half as long as one of float32.
 """
 
+import functools
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numba
@@ -59,15 +62,12 @@ def add(
         squares -= lost * (2 * total + lost) / new
         # Chan, Golub and LeVeque 1979: both sums are about means of their own.
         between = count * new / (count + new)
-        strips, steps = packed.shape[:2]
-        turned = packed.new_empty(min(max(_TURNED // steps, 1), strips), *packed.shape[1:])
-        sums = packed.new_empty(4, tiles.WIDTH, tiles.WIDTH)
-        _add_products(
+        _on_threads(
+            _add_products,
+            packed.numpy(),
+            *(new, between, total.numpy(), step.numpy(), delta.numpy()),
             tuple(block.numpy() for block in scatter),
             np.array([start for start, _ in blocks]),
-            new,
-            between,
-            *(part.numpy() for part in (packed, total, step, delta, turned, sums, tiles.palette())),
         )
         for block, (start, end) in zip(scatter, blocks, strict=True):
             block.diagonal().add_(squares[start:end] * step[start:end].square())
@@ -76,57 +76,82 @@ def add(
     return count
 
 
+def _on_threads(add_products: Callable[..., None], packed: Array, *rest: Any) -> None:
+    """Have the strips of a matrix multiplied by as many threads as PyTorch has."""
+    strips, steps = packed.shape[:2]
+    threads = min(torch.get_num_threads(), strips)
+    share = max(min(_TURNED // steps, strips // (2 * threads)), 1)
+    # The later a strip, the more there are before it: a thread takes long shares and short ones.
+    firsts = np.arange(0, strips, share)[::-1]
+    turned = torch.empty(threads, share, *packed.shape[1:], dtype=torch.int32).numpy()
+    sums = torch.empty(threads, 4, _WIDTH, _WIDTH, dtype=torch.int32).numpy()
+
+    def work(thread: int) -> None:
+        own = np.concatenate([firsts[n :: 2 * threads] for n in (thread, 2 * threads - 1 - thread)])
+        add_products(own, turned[thread], sums[thread], packed, *rest)
+
+    others = [_threads(os.getpid()).submit(work, thread) for thread in range(1, threads)]
+    work(0)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Those of a process, which a fork of it has not; they start when there is work."""
+    del process
+    return ThreadPoolExecutor(os.cpu_count())
+
+
 @numba.njit(nogil=True)
 def _add_products(
-    scatter: tuple[Array, ...],
-    starts: Array,
+    firsts: Array,
+    turned: Array,
+    sums: Array,
+    packed: Array,
     count: int,
     between: float,
-    packed: Array,
     total: Array,
     step: Array,
     delta: Array,
-    turned: Array,
-    sums: Array,
-    palette: Array,
+    scatter: tuple[Array, ...],
+    starts: Array,
 ) -> None:
-    """Add products of bytes, brought about the mean, in units of the rows."""
-    size, (strips, steps) = len(total), packed.shape[:2]
+    """Add products of bytes, brought about the mean, in units of the rows.
+
+    Of the strips from some first ones on, as many as there is room to turn, with all before them.
+    """
     centred = np.empty((_WIDTH, _WIDTH))
-    for first in range(0, strips, len(turned)):
-        end = min(first + len(turned), strips)
-        for strip in range(first, end):
-            _turn(packed[strip], turned[strip - first])
+    for first in firsts:
+        end = min(first + len(turned), len(packed))
+        for left in range(first, end):
+            _turn(packed[left], turned[left - first])
         block = 0
         for right in range(end):
-            column = right * _WIDTH
-            while block + 1 < len(starts) and starts[block + 1] <= column:
+            while block + 1 < len(starts) and starts[block + 1] <= right * _WIDTH:
                 block += 1
             own, start = scatter[block], starts[block]
-            columns = min(_WIDTH, size - column)
+            across, width = right * _WIDTH, min(_WIDTH, len(total) - right * _WIDTH)
             for left in range(max(first, right), end):
-                row = left * _WIDTH
-                rows = min(_WIDTH, size - row)
-                tiles.multiply(
-                    palette.ctypes.data,
-                    turned[left - first].ctypes.data,
-                    packed[right].ctypes.data,
-                    steps,
-                    sums.ctypes.data,
-                )
-                for r in range(rows):
-                    unit = step[row + r] / count
-                    for c in range(columns):
-                        middle = 256.0 * (sums[1, r, c] + sums[2, r, c])
-                        product = 65536.0 * sums[0, r, c] + middle + sums[3, r, c]
-                        about = count * product - total[row + r] * total[column + c]
-                        shift = between * delta[row + r] * delta[column + c]
-                        centred[r, c] = about * (unit * step[column + c]) + shift
-                target = own[row - start : row - start + rows, column - start : column - start + columns]
-                target += centred[:rows, :columns]
-                if left != right and row - start < own.shape[1]:  # above the diagonal
-                    target = own[column - start : column - start + columns, row - start : row - start + rows]
-                    target += centred[:rows, :columns].T
+                down, height = left * _WIDTH, min(_WIDTH, len(total) - left * _WIDTH)
+                tiles.multiply(turned[left - first], packed[right], sums)
+                for row in range(height):
+                    unit, shift = step[down + row] / count, between * delta[down + row]
+                    for column in range(width):
+                        middle = 256.0 * (sums[1, row, column] + sums[2, row, column])
+                        product = 65536.0 * sums[0, row, column] + middle + sums[3, row, column]
+                        about = count * product - total[down + row] * total[across + column]
+                        centred[row, column] = (
+                            about * (unit * step[across + column]) + shift * delta[across + column]
+                        )
+                top, edge = down - start, across - start
+                for row in range(height):
+                    for column in range(width):
+                        own[top + row, edge + column] += centred[row, column]
+                if left != right and top < own.shape[1]:  # above the diagonal of a block
+                    for column in range(width):
+                        for row in range(height):
+                            own[edge + column, top + row] += centred[row, column]
 
 
 @numba.njit(nogil=True, inline="always")

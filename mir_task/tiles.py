@@ -1,8 +1,8 @@
 """Sums of products of bytes in the tiles of AMX, for Numba.
 
-A tile is 1 KiB: 16 rows of 64 bytes. One instruction multiplies two tiles and adds the 16 x 16 sums over 64
-products each to a third. Libraries have these products too, but pack the same matrix twice, sum its upper
-half as well as the lower, and take three times as long.
+A tile is 1 KiB: 16 rows of 64 bytes. One instruction multiplies two tiles and adds the 16 x 16 sums over
+64 products each to a third. Libraries have these products too, but pack the same matrix twice, sum its
+upper half as well as the lower, and take three times as long.
 """
 
 import functools
@@ -14,6 +14,8 @@ import numba
 import numba.extending
 import numpy as np
 import torch
+
+from mir_task.halves import Array
 
 WIDTH = 16
 """Columns of a tile of sums."""
@@ -28,16 +30,12 @@ def available() -> bool:
     return bool(known.get("amx_int8")) and bool(getattr(torch.cpu, "_init_amx", bool)())
 
 
-def palette() -> torch.Tensor:
-    """What `multiply` configures the tiles by: all eight in full size."""
-    rows, row_bytes = torch.full((8,), WIDTH), torch.tensor([DEPTH, 0]).repeat(8)
-    first = torch.zeros(64)
-    first[0], first[16:32], first[48:56] = 1, row_bytes, rows
-    return first.to(torch.uint8)
+# What the tiles are configured by: all eight in full size.
+_PALETTE = np.zeros(64, np.uint8)
+_PALETTE[0], _PALETTE[16:32:2], _PALETTE[48:56] = 1, DEPTH, WIDTH
 
-
-# Tiles 4 to 7 take high and low bytes of both matrices, 0 to 3 their sums: high with high, high with low,
-# low with high, low with low. In one piece, for which no compiler need know of tiles.
+# Tiles 4 to 7 take high and low bytes of both matrices, 0 to 3 their sums: high with high, high with
+# low, low with high, low with low. In one piece, for which no compiler need know of tiles.
 _MULTIPLY = """
     ldtilecfg ($0)
     movq $1, %r8
@@ -71,12 +69,22 @@ _CHANGED = "~{r8},~{r9},~{r10},~{r11},~{memory},~{flags}"
 llvmlite.binding.initialize_native_asmparser()
 
 
-@numba.extending.intrinsic
-def multiply(_context: Any, palette: Any, left: Any, right: Any, steps: Any, sums: Any) -> Any:
-    """Write the four [16, 16] int32 sums of `steps` pairs of tiles, high and low bytes in turn.
+@numba.njit(nogil=True)
+def multiply(left: Array, right: Array, sums: Array) -> None:
+    """Sum the products of the columns of two strips.
 
-    All arguments are addresses but the number of steps.
+    Args:
+        left: [steps, 2, 16, 16] in int32; high and low bytes of 64 rows by 16 columns a step, those of
+            four rows in one number and the fours of a column side by side: [column, four].
+        right: likewise, [four, column].
+        sums: [4, 16, 16] in int32, written: of high with high bytes, high with low, low with high and
+            low with low, each [left column, right column].
     """
+    _multiply(_PALETTE.ctypes.data, left.ctypes.data, right.ctypes.data, len(left), sums.ctypes.data)
+
+
+@numba.extending.intrinsic
+def _multiply(_context: Any, palette: Any, left: Any, right: Any, steps: Any, sums: Any) -> Any:
     del palette, left, right, steps, sums
     address = numba.types.intp
 
