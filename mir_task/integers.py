@@ -90,16 +90,15 @@ def _on_threads(add_products: Callable[..., None], packed: Array, *rest: Any) ->
         own = np.concatenate([firsts[n :: 2 * threads] for n in (thread, 2 * threads - 1 - thread)])
         add_products(own, turned[thread], sums[thread], packed, *rest)
 
-    others = [_threads(os.getpid()).submit(work, thread) for thread in range(1, threads)]
+    others = [_threads().submit(work, thread) for thread in range(1, threads)]
     work(0)
     for other in others:
         other.result()
 
 
 @functools.cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Those of a process, which a fork of it has not; they start when there is work."""
-    del process
+def _threads() -> ThreadPoolExecutor:
+    """They start when there is work for them, and stay: new ones would have cold memory of their own."""
     return ThreadPoolExecutor(os.cpu_count())
 
 

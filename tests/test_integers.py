@@ -116,8 +116,48 @@ def test_only_half_precision_rows_of_the_processor_suit(monkeypatch: pytest.Monk
     assert not integers.suit(torch.ones(3, 4, dtype=torch.float16, device="meta"))
 
 
+@AMX
+@pytest.mark.parametrize("size", [16, 40, 320, 1100])
+def test_any_number_of_threads_gives_the_same(size: int) -> None:
+    rows = (
+        tokens("far_mean", 700, torch.float16)[:, :size]
+        .repeat(1, -(-size // SIZE))[:, :size]
+        .contiguous()
+    )
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            moments = moments_of(rows)
+            if threads == 1:
+                one = moments
+            for block, of_one in zip(moments.scatter, one.scatter, strict=True):
+                assert torch.equal(block, of_one)
+    finally:
+        torch.set_num_threads(before)
+    wanted = moments_of(rows.double()).gaussian().covariance
+    torch.testing.assert_close(one.gaussian().covariance, wanted, rtol=0, atol=1e-4)
+
+
+@AMX
+def test_other_users_of_the_tiles_are_not_disturbed() -> None:
+    rows = tokens("plain", 500, torch.bfloat16)
+    products = [rows.T @ rows]
+    for _ in range(2):
+        moments_of(rows)
+        products.append(rows.T @ rows)
+    assert torch.equal(products[0], products[1])
+    assert torch.equal(products[0], products[2])
+
+
 def test_a_torch_that_does_not_tell_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not tiles.available.__wrapped__()
+
+
+@AMX
+def test_tiles_that_the_system_withholds_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: False)
     assert not tiles.available.__wrapped__()
 
 
