@@ -4,8 +4,8 @@ Each column is written in 16 bits, in steps of a power of two that its largest n
 bfloat16 have 11 and 8 bits, so what is within a sixteenth of the largest stays as it is, and the rest is
 off by half a step at most, to either side. Means and variances take back what was rounded off; in the
 other covariances it averages out. High and low bytes are multiplied apart and summed in int32 without
-rounding, so that no centring is needed, however far from zero the mean is. The three products take less
-than half as long as one of float32.
+rounding, so that no centring is needed, however far from zero the mean is. That takes a third to a fifth
+of the time of products in float32.
 """
 
 import functools
@@ -189,7 +189,8 @@ def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:
     strips, steps = math.ceil(len(scale) / tiles.WIDTH), math.ceil(len(at) / tiles.DEPTH)
     packed = torch.empty(strips, steps, 2, tiles.WIDTH, tiles.WIDTH, dtype=torch.int32)
     totals = torch.zeros(3, len(scale), dtype=torch.float64)
-    _PACK[rows.dtype](numbers, at, scale.numpy(), packed.numpy(), totals.numpy())
+    form = halves.FORMATS[rows.dtype]
+    _pack(numbers, at, scale.numpy(), form.shift, form.factor, packed.numpy(), totals.numpy())
     return _FixedPoint(packed, 1 / scale.double(), *totals)
 
 
@@ -203,42 +204,39 @@ def _largest(rows: Array, places: Array) -> Array:
     return largest
 
 
-def _pack_of(float32: Callable[[Any], Any]) -> Any:
-    @numba.njit(nogil=True)
-    def pack(rows: Array, places: Array, scale: Array, packed: Array, totals: Array) -> None:
-        size, (strips, steps) = len(scale), packed.shape[:2]
-        integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
-        sums = np.zeros((3, size), np.float32)
-        for step in range(steps):
-            for row in range(tiles.DEPTH):
-                at = step * tiles.DEPTH + row
-                if at >= len(places):
-                    integers[row] = 0
-                    continue
-                place = places[at]
-                for column in range(size):
-                    value = float32(rows[place, column]) * scale[column]
-                    rounded = np.rint(value)
-                    off = value - rounded
-                    integers[row, column] = np.int32(rounded)
-                    sums[0, column] += rounded
-                    sums[1, column] += off
-                    sums[2, column] += (value + rounded) * off
-            for strip in range(strips):
-                for four in range(_WIDTH):
-                    for column in range(_WIDTH):
-                        high, low = np.int32(0), np.int32(0)
-                        for row in range(4):
-                            integer = integers[4 * four + row, strip * _WIDTH + column]
-                            high |= (((integer + 128) >> 8) & 255) << (8 * row)
-                            low |= (integer & 255) << (8 * row)
-                        packed[strip, step, 0, four, column] = high
-                        packed[strip, step, 1, four, column] = low
-            if (step + 1) % _PIECE == 0 or step + 1 == steps:
-                totals += sums
-                sums[:] = 0
-
-    return pack
-
-
-_PACK = {torch.float16: _pack_of(halves.float16), torch.bfloat16: _pack_of(halves.bfloat16)}
+@numba.njit(nogil=True)
+def _pack(
+    rows: Array, places: Array, scale: Array, shift: int, factor: Any, packed: Array, totals: Array
+) -> None:
+    """Write rows as bytes, and add up what `_FixedPoint` says of them."""
+    size, (strips, steps) = len(scale), packed.shape[:2]
+    integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
+    sums = np.zeros((3, size), np.float32)
+    for step in range(steps):
+        for row in range(tiles.DEPTH):
+            at = step * tiles.DEPTH + row
+            if at >= len(places):
+                integers[row] = 0
+                continue
+            place = places[at]
+            for column in range(size):
+                value = halves.float32(rows[place, column], shift, factor) * scale[column]
+                rounded = np.rint(value)
+                off = value - rounded
+                integers[row, column] = np.int32(rounded)
+                sums[0, column] += rounded
+                sums[1, column] += off
+                sums[2, column] += (value + rounded) * off
+        for strip in range(strips):
+            for four in range(_WIDTH):
+                for column in range(_WIDTH):
+                    high, low = np.int32(0), np.int32(0)
+                    for row in range(4):
+                        integer = integers[4 * four + row, strip * _WIDTH + column]
+                        high |= (((integer + 128) >> 8) & 255) << (8 * row)
+                        low |= (integer & 255) << (8 * row)
+                    packed[strip, step, 0, four, column] = high
+                    packed[strip, step, 1, four, column] = low
+        if (step + 1) % _PIECE == 0 or step + 1 == steps:
+            totals += sums
+            sums[:] = 0
