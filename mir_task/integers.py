@@ -11,7 +11,7 @@ of the time of products in float32.
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -62,8 +62,7 @@ def add(
         squares -= lost * (2 * total + lost) / new
         # Chan, Golub and LeVeque 1979: both sums are about means of their own.
         between = count * new / (count + new)
-        _on_threads(
-            _add_products,
+        _add_on_threads(
             packed.numpy(),
             *(new, between, total.numpy(), step.numpy(), delta.numpy()),
             tuple(block.numpy() for block in scatter),
@@ -76,8 +75,8 @@ def add(
     return count
 
 
-def _on_threads(add_products: Callable[..., None], packed: Array, *rest: Any) -> None:
-    """Have the strips of a matrix multiplied by as many threads as PyTorch has."""
+def _add_on_threads(packed: Array, *rest: Any) -> None:
+    """`_add_products` of all strips, on as many threads as PyTorch has."""
     strips, steps = packed.shape[:2]
     threads = min(torch.get_num_threads(), strips)
     share = max(min(_TURNED // steps, strips // (2 * threads)), 1)
@@ -88,7 +87,7 @@ def _on_threads(add_products: Callable[..., None], packed: Array, *rest: Any) ->
 
     def work(thread: int) -> None:
         own = np.concatenate([firsts[n :: 2 * threads] for n in (thread, 2 * threads - 1 - thread)])
-        add_products(own, turned[thread], sums[thread], packed, *rest)
+        _add_products(own, turned[thread], sums[thread], packed, *rest)
 
     others = [_threads().submit(work, thread) for thread in range(1, threads)]
     work(0)
