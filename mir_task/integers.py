@@ -4,8 +4,8 @@ Each column is written in 16 bits, in steps of a power of two that its largest n
 bfloat16 have 11 and 8 bits, so what is within a sixteenth of the largest stays as it is, and the rest is
 off by half a step at most, to either side. Means and variances take back what was rounded off; in the
 other covariances it averages out. High and low bytes are multiplied apart and summed in int32 without
-rounding, so that no centring is needed, however far from zero the mean is. That takes a third to a fifth
-of the time of products in float32.
+rounding, so that no centring is needed, however far from zero the mean is. That takes a fraction of the
+time of products in float32.
 """
 
 import functools
@@ -24,7 +24,8 @@ from mir_task import halves, tiles
 from mir_task.halves import Array
 
 MOST_ROWS = 1 << 13
-"""Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache."""
+"""Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache, and their
+sums of two products, of 2^14 at most, are far within int32."""
 # Of these turned strips, so many steps of 2 KiB.
 _TURNED = 1 << 9
 # Steps whose sums of integers are exact in float32.
@@ -185,8 +186,8 @@ def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:
     # 2^-100 have a scale beyond float32: they are zero beside any other.
     exponent = torch.frexp(largest * 1.004).exponent.clamp(min=-100)
     scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
-    strips, steps = math.ceil(len(scale) / tiles.WIDTH), math.ceil(len(at) / tiles.DEPTH)
-    packed = torch.empty(strips, steps, 2, tiles.WIDTH, tiles.WIDTH, dtype=torch.int32)
+    strips, steps = math.ceil(len(scale) / _WIDTH), math.ceil(len(at) / tiles.DEPTH)
+    packed = torch.empty(strips, steps, 2, _WIDTH, _WIDTH, dtype=torch.int32)
     totals = torch.zeros(3, len(scale), dtype=torch.float64)
     form = halves.FORMATS[rows.dtype]
     _pack(numbers, at, scale.numpy(), form.shift, form.factor, packed.numpy(), totals.numpy())
@@ -209,6 +210,7 @@ def _pack(
 ) -> None:
     """Write rows as bytes, and add up what `_FixedPoint` says of them."""
     size, (strips, steps) = len(scale), packed.shape[:2]
+    # What the last strip has beyond the columns stays undefined: no sum of it is added.
     integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
     sums = np.zeros((3, size), np.float32)
     for step in range(steps):

@@ -85,6 +85,7 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
     """Columns (first, end) of the blocks in which the lower half of a [size, size] is kept."""
     # More of them hold less of the upper half, but products narrower than 256 are slow.
     blocks = min(max(size // 256, 4), 8)
+    # No tile of sums lies in two of them.
     firsts = (size * n // blocks // tiles.WIDTH * tiles.WIDTH for n in range(blocks))
     return itertools.pairwise([*firsts, size])
 

@@ -1,8 +1,8 @@
 """Sums of products of bytes in the tiles of AMX, for Numba.
 
 A tile is 1 KiB: 16 rows of 64 bytes. One instruction multiplies two tiles and adds the 16 x 16 sums over
-64 products each to a third. Libraries have these products too, but pack the same matrix twice, sum its
-upper half as well as the lower, and take three times as long.
+64 products each to a third. Libraries have these products too, but pack the same matrix twice and sum
+its upper half as well as the lower.
 """
 
 import functools
