@@ -26,8 +26,8 @@ from mir_task.halves import Array
 MOST_ROWS = 1 << 13
 """Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache, and their
 sums of two products, of 2^14 at most, are far within int32."""
-# Of these turned strips, so many steps of 2 KiB.
-_TURNED = 1 << 9
+# Of these turned strips, so many tiles.
+_TURNED = 1 << 10
 # Steps whose sums of integers are exact in float32.
 _PIECE = 1 << 3
 _WIDTH = tiles.WIDTH
@@ -35,7 +35,8 @@ _WIDTH = tiles.WIDTH
 
 def suit(rows: Tensor) -> bool:
     """Whether the moments of rows [n, d] are to be had this way, and sooner than in float32."""
-    return halves.suit(rows) and tiles.available()
+    at_hand = rows.device.type == "cpu" and tiles.available()
+    return at_hand and (rows.dtype == torch.float32 or rows.dtype in halves.FORMATS)
 
 
 def add(
@@ -78,9 +79,9 @@ def add(
 
 def _add_on_threads(packed: Array, *rest: Any) -> None:
     """`_add_products` of all strips, on as many threads as PyTorch has."""
-    strips, steps = packed.shape[:2]
+    strips, steps, of_bytes = packed.shape[:3]
     threads = min(torch.get_num_threads(), strips)
-    share = max(min(_TURNED // steps, strips // (2 * threads)), 1)
+    share = max(min(_TURNED // (steps * of_bytes), strips // (2 * threads)), 1)
     # The later a strip, the more there are before it: a thread takes long shares and short ones.
     firsts = np.arange(0, strips, share)[::-1]
     turned = torch.empty(threads, share, *packed.shape[1:], dtype=torch.int32).numpy()
@@ -121,6 +122,7 @@ def _add_products(
     Of the strips from some first ones on, as many as there is room to turn, with all before them.
     """
     centred = np.empty((_WIDTH, _WIDTH))
+    highest = 256.0 ** (2 * packed.shape[2] - 2)
     for first in firsts:
         end = min(first + len(turned), len(packed))
         for left in range(first, end):
@@ -137,9 +139,9 @@ def _add_products(
                 for row in range(height):
                     unit, shift = step[down + row] / count, between * delta[down + row]
                     for column in range(width):
-                        middle = 256.0 * (sums[1, row, column] + sums[2, row, column])
-                        product = 65536.0 * sums[0, row, column] + middle + sums[3, row, column]
-                        about = count * product - total[down + row] * total[across + column]
+                        lower = sums[2, row, column] + sums[3, row, column] / 256.0
+                        product = sums[0, row, column] + (sums[1, row, column] + lower / 256.0) / 256.0
+                        about = count * (highest * product) - total[down + row] * total[across + column]
                         centred[row, column] = (
                             about * (unit * step[across + column]) + shift * delta[across + column]
                         )
@@ -157,10 +159,10 @@ def _add_products(
 def _turn(strip: Array, turned: Array) -> None:
     """A strip's tiles as the left side of a product: a column's bytes side by side."""
     for step in range(len(strip)):
-        for half in range(2):
+        for byte in range(strip.shape[1]):
             for column in range(_WIDTH):
                 for four in range(_WIDTH):
-                    turned[step, half, column, four] = strip[step, half, four, column]
+                    turned[step, byte, column, four] = strip[step, byte, four, column]
 
 
 class _FixedPoint(NamedTuple):
@@ -180,22 +182,27 @@ class _FixedPoint(NamedTuple):
 
 
 def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:
-    numbers, at = halves.bits(rows), places.numpy()
-    largest = torch.from_numpy(_largest(numbers, at)).view(rows.dtype).float()
-    # A low byte above 127 counts down from the next high one, which must be 127 at most. Columns below
-    # 2^-100 have a scale beyond float32: they are zero beside any other.
-    exponent = torch.frexp(largest * 1.004).exponent.clamp(min=-100)
-    scale = torch.ldexp(torch.ones_like(largest), 15 - exponent)
+    at, half = places.numpy(), rows.dtype in halves.FORMATS
+    numbers = halves.bits(rows) if half else rows.numpy()
+    largest = torch.from_numpy((_largest_bits if half else _largest)(numbers, at)).view(rows.dtype)
+    # A low byte above 127 counts down from the next higher one, and the highest must be 127 at most.
+    # Columns below 2^-100 have a scale beyond float32: they are zero beside any other.
+    exponent = torch.frexp(largest.double() * 1.004).exponent.clamp(min=-100)
+    of_bytes = 2 if half else 3
+    scale = torch.ldexp(torch.ones(len(largest)), 8 * of_bytes - 1 - exponent)
     strips, steps = math.ceil(len(scale) / _WIDTH), math.ceil(len(at) / tiles.DEPTH)
-    packed = torch.empty(strips, steps, 2, _WIDTH, _WIDTH, dtype=torch.int32)
+    packed = torch.empty(strips, steps, of_bytes, _WIDTH, _WIDTH, dtype=torch.int32)
     totals = torch.zeros(3, len(scale), dtype=torch.float64)
-    form = halves.FORMATS[rows.dtype]
-    _pack(numbers, at, scale.numpy(), form.shift, form.factor, packed.numpy(), totals.numpy())
+    if half:
+        form = halves.FORMATS[rows.dtype]
+        _pack_halves(numbers, at, scale.numpy(), form.shift, form.factor, packed.numpy(), totals.numpy())
+    else:
+        _pack(numbers, at, scale.numpy(), packed.numpy(), totals.numpy())
     return _FixedPoint(packed, 1 / scale.double(), *totals)
 
 
 @numba.njit(nogil=True)
-def _largest(rows: Array, places: Array) -> Array:
+def _largest_bits(rows: Array, places: Array) -> Array:
     """Bits of the largest absolute number of each column."""
     largest = np.zeros(rows.shape[1], np.int16)
     for place in places:
@@ -205,10 +212,20 @@ def _largest(rows: Array, places: Array) -> Array:
 
 
 @numba.njit(nogil=True)
-def _pack(
+def _largest(rows: Array, places: Array) -> Array:
+    """The largest absolute number of each column."""
+    largest = np.zeros(rows.shape[1], np.float32)
+    for place in places:
+        for column in range(rows.shape[1]):
+            largest[column] = max(largest[column], abs(rows[place, column]))
+    return largest
+
+
+@numba.njit(nogil=True)
+def _pack_halves(
     rows: Array, places: Array, scale: Array, shift: int, factor: Any, packed: Array, totals: Array
 ) -> None:
-    """Write rows as bytes, and add up what `_FixedPoint` says of them."""
+    """Write rows as two bytes, and add up what `_FixedPoint` says of them."""
     size, (strips, steps) = len(scale), packed.shape[:2]
     # What the last strip has beyond the columns stays undefined: no sum of it is added.
     integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
@@ -228,16 +245,53 @@ def _pack(
                 sums[0, column] += rounded
                 sums[1, column] += off
                 sums[2, column] += (value + rounded) * off
-        for strip in range(strips):
-            for four in range(_WIDTH):
-                for column in range(_WIDTH):
-                    high, low = np.int32(0), np.int32(0)
-                    for row in range(4):
-                        integer = integers[4 * four + row, strip * _WIDTH + column]
-                        high |= (((integer + 128) >> 8) & 255) << (8 * row)
-                        low |= (integer & 255) << (8 * row)
-                    packed[strip, step, 0, four, column] = high
-                    packed[strip, step, 1, four, column] = low
+        _write(integers, packed, step)
         if (step + 1) % _PIECE == 0 or step + 1 == steps:
             totals += sums
             sums[:] = 0
+
+
+@numba.njit(nogil=True)
+def _pack(rows: Array, places: Array, scale: Array, packed: Array, totals: Array) -> None:
+    """Write rows as three bytes, and add up what `_FixedPoint` says of them."""
+    size, (strips, steps) = len(scale), packed.shape[:2]
+    integers = np.empty((tiles.DEPTH, strips * _WIDTH), np.int32)
+    total, sums = np.zeros(size, np.int32), np.zeros((2, size), np.float32)
+    for step in range(steps):
+        for row in range(tiles.DEPTH):
+            at = step * tiles.DEPTH + row
+            if at >= len(places):
+                integers[row] = 0
+                continue
+            place = places[at]
+            for column in range(size):
+                value = rows[place, column] * scale[column]
+                rounded = np.rint(value)
+                off = value - rounded
+                integer = np.int32(rounded)
+                lowest = np.float32(np.int8(integer))
+                integers[row, column] = integer
+                total[column] += integer
+                sums[0, column] += off
+                sums[1, column] += (value + rounded) * off + lowest * lowest
+        _write(integers, packed, step)
+        totals[0] += total
+        totals[1:] += sums
+        total[:], sums[:] = 0, 0
+
+
+@numba.njit(nogil=True, inline="always")
+def _write(integers: Array, packed: Array, step: int) -> None:
+    """Write the bytes of integers as the tiles of a step."""
+    for byte in range(packed.shape[2]):
+        places = packed.shape[2] - 1 - byte
+        # Each lower byte carries one when it is above 127.
+        shift, carry = np.int32(8 * places), np.int32((0, 128, 32896)[places])
+        for strip in range(len(packed)):
+            for four in range(_WIDTH):
+                for column in range(_WIDTH):
+                    word = np.int32(0)
+                    for row in range(4):
+                        integer = np.int32(integers[4 * four + row, strip * _WIDTH + column] + carry)
+                        word |= ((integer >> (shift & 31)) & 255) << (8 * row)
+                    packed[strip, step, byte, four, column] = word
