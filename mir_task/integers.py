@@ -155,7 +155,7 @@ def _add_products(
                             own[edge + column, top + row] += centred[row, column]
 
 
-@numba.njit(nogil=True, inline="always")
+@numba.njit(nogil=True)
 def _turn(strip: Array, turned: Array) -> None:
     """A strip's tiles as the left side of a product: a column's bytes side by side."""
     for step in range(len(strip)):
@@ -247,8 +247,8 @@ def _pack_halves(
                 sums[2, column] += (value + rounded) * off
         _write(integers, packed, step)
         if (step + 1) % _PIECE == 0 or step + 1 == steps:
-            totals += sums
-            sums[:] = 0
+            for kind in range(3):
+                _move(sums[kind], totals[kind])
 
 
 @numba.njit(nogil=True)
@@ -275,12 +275,20 @@ def _pack(rows: Array, places: Array, scale: Array, packed: Array, totals: Array
                 sums[0, column] += off
                 sums[1, column] += (value + rounded) * off + lowest * lowest
         _write(integers, packed, step)
-        totals[0] += total
-        totals[1:] += sums
-        total[:], sums[:] = 0, 0
+        _move(total, totals[0])
+        for kind in range(2):
+            _move(sums[kind], totals[kind + 1])
 
 
-@numba.njit(nogil=True, inline="always")
+@numba.njit(nogil=True)
+def _move(sums: Array, totals: Array) -> None:
+    """Add sums to totals, and begin them anew."""
+    for column in range(len(sums)):
+        totals[column] += sums[column]
+        sums[column] = 0
+
+
+@numba.njit(nogil=True)
 def _write(integers: Array, packed: Array, step: int) -> None:
     """Write the bytes of integers as the tiles of a step."""
     for byte in range(packed.shape[2]):
