@@ -58,7 +58,7 @@ def main() -> None:
                 except RuntimeError as error:  # an inversion of an exactly singular matrix
                     values[name] = float("nan")
                     print(f"{name}: {error}")
-            seconds = in_turns(ways, repeats=3 if size <= 2048 else 1)
+            seconds = in_turns(ways, repeats=3 if size <= 2048 else 1, again=True)
             print(f"\nd = {size}, {'singular' if singular else 'full rank'}")
             print(
                 "| way | seconds | times faster than fast | than accurate | error / traces | estimate |"

@@ -15,6 +15,7 @@ computed anew in float64, and then as a nuclear norm, which squares nothing.
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import scipy.linalg.lapack
@@ -23,7 +24,7 @@ from torch import Tensor
 
 ACCEPTED_ERROR = 1e-4
 """Error of the root term over both traces above which it is computed the safest way."""
-_BLOCKS = 6
+_BLOCKS = 8
 
 
 class FrechetTerms(NamedTuple):
@@ -90,13 +91,6 @@ class Gaussian(NamedTuple):
         assert self.covariance is not None
         return float(self.covariance.trace())
 
-    def cholesky(self) -> Tensor | None:
-        """Lower [d, d] with L L^T = S; None where S is not definite or known by a factor alone."""
-        if self.covariance is None:
-            return None
-        lower, failed = torch.linalg.cholesky_ex(self.covariance)
-        return None if failed else lower
-
     def root(self) -> Tensor:
         """[m, d] with root^T root = S and m at most the rank that the precision can tell."""
         if self.factor is not None:
@@ -146,10 +140,11 @@ def _root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
         assert few.factor is not None
         assert many.covariance is not None
         return _trace_root(few.factor @ many.covariance @ few.factor.T)
-    for one, other in ((a, b), (b, a)):
-        if (lower := one.cholesky()) is not None:
-            assert other.covariance is not None
-            return _trace_root(_congruence(lower, other.covariance))
+    assert a.covariance is not None
+    assert b.covariance is not None
+    for one, other in ((a.covariance, b.covariance), (b.covariance, a.covariance)):
+        if (lower := _cholesky(one)) is not None:
+            return _trace_root(_congruence(lower, other))
     root_a, root_b = a.root(), b.root()
     if len(root_b) < len(root_a):
         root_a, root_b = root_b, root_a
@@ -161,16 +156,33 @@ def _safest_root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
     return _nuclear_norm(a.root() @ b.root().T)
 
 
+def _cholesky(covariance: Tensor) -> Tensor | None:
+    """L [d, d] with L L^T = S, its upper blocks undefined; None where S is not definite."""
+    lower = torch.empty_like(covariance)
+    for start, end in _blocks(len(lower)):
+        column = covariance[start:, start:end] - lower[start:, :start] @ lower[start:end, :start].T
+        corner, failed = torch.linalg.cholesky_ex(column[: end - start])
+        if failed:
+            return None
+        lower[start:end, start:end] = corner
+        rest = torch.linalg.solve_triangular(corner.T, column[end - start :], upper=True, left=False)
+        lower[end:, start:end] = rest
+    return lower
+
+
 def _congruence(lower: Tensor, covariance: Tensor) -> Tensor:
-    """The lower half of L^T S L [d, d], skipping the blocks where L is zero."""
-    size = len(lower)
-    edges = [size * n // _BLOCKS for n in range(_BLOCKS + 1)]
-    product, half = torch.empty_like(covariance), torch.zeros_like(covariance)
-    for start, end in itertools.pairwise(edges):
-        product[:, start:end] = covariance[:, start:] @ lower[start:, start:end]
-    for start, end in itertools.pairwise(edges):
-        half[start:end, :end] = lower[start:, start:end].T @ product[start:, :end]
-    return half
+    """L^T S L [d, d] of such a factor, its upper blocks undefined."""
+    product = torch.empty_like(covariance)
+    for start, end in _blocks(len(lower)):
+        product[start:, start:end] = covariance[start:, start:] @ lower[start:, start:end]
+    for start, end in _blocks(len(lower)):  # no block further down needs these rows of S L
+        product[start:end, :end] = lower[start:, start:end].T @ product[start:, :end]
+    return product
+
+
+def _blocks(size: int) -> Iterator[tuple[int, int]]:
+    """Rows or columns (first, end), in parts: half of a triangular matrix takes less than the whole."""
+    return itertools.pairwise(size * n // _BLOCKS for n in range(_BLOCKS + 1))
 
 
 def _trace_root(gram: Tensor) -> tuple[float, float, float]:

@@ -1,11 +1,11 @@
-"""Second moments of half-precision rows as sums of integers, where AMX multiplies bytes in tiles.
+"""Second moments of rows up to float32 as sums of integers, where AMX multiplies bytes in tiles.
 
-Each column is written in 16 bits, in steps of a power of two that its largest number needs: float16 and
-bfloat16 have 11 and 8 bits, so what is within a sixteenth of the largest stays as it is, and the rest is
-off by half a step at most, to either side. Means and variances take back what was rounded off; in the
-other covariances it averages out. High and low bytes are multiplied apart and summed in int32 without
-rounding, so that no centring is needed, however far from zero the mean is. That takes a fraction of the
-time of products in float32.
+Each column is written in 16 bits, or 24 of float32, in steps of a power of two that its largest number
+needs: float16, bfloat16 and float32 have 11, 8 and 24 bits, so what is near the largest stays as it is,
+and the rest is off by half a step at most, to either side. Means and variances take back what was rounded
+off; in the other covariances it averages out, and so do the products of the lowest bytes of 24 bits,
+which are left out. Bytes are multiplied apart and summed in int32 without rounding, so that no centring
+is needed, however far from zero the mean is. That takes a fraction of the time of products in float32.
 """
 
 import functools
@@ -25,7 +25,7 @@ from mir_task.halves import Array
 
 MOST_ROWS = 1 << 13
 """Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache, and their
-sums of two products, of 2^14 at most, are far within int32."""
+sums of three products, of 2^14 at most, are far within int32."""
 # Of these turned strips, so many tiles.
 _TURNED = 1 << 10
 # Steps whose sums of integers are exact in float32.
@@ -34,7 +34,7 @@ _WIDTH = tiles.WIDTH
 
 
 def suit(rows: Tensor) -> bool:
-    """Whether the moments of rows [n, d] are to be had this way, and sooner than in float32."""
+    """Whether the moments of rows [n, d] are to be had this way."""
     at_hand = rows.device.type == "cpu" and tiles.available()
     return at_hand and (rows.dtype == torch.float32 or rows.dtype in halves.FORMATS)
 
@@ -50,7 +50,7 @@ def add(
     """Add rows to a mean [d] and a sum of outer products about it, and return the new count.
 
     Args:
-        rows: [n, d] in float16 or bfloat16.
+        rows: [n, d] that `suit`.
         places: [k] of those that count.
         count: of rows so far.
         mean: of them, float64, changed in place.
@@ -166,11 +166,11 @@ def _turn(strip: Array, turned: Array) -> None:
 
 
 class _FixedPoint(NamedTuple):
-    """Rows times a scale, rounded to integers of 16 bits."""
+    """Rows times a scale, rounded to integers of 16 or 24 bits."""
 
     packed: Tensor
-    """[strips, steps, 2, 16, 16], int32: high and low bytes of 64 rows by 16 columns a tile, those of
-    four rows in one number; the integer is 256 high + low."""
+    """[strips, steps, 2 or 3, 16, 16], int32: bytes of 64 rows by 16 columns a tile, the highest first,
+    those of four rows in one number. The integer is 256 high + low, and so on."""
     step: Tensor
     """[d], of the integers; float64 as the sums over the rows that follow."""
     total: Tensor
@@ -178,7 +178,7 @@ class _FixedPoint(NamedTuple):
     lost: Tensor
     """[d], of what was rounded off."""
     squares: Tensor
-    """[d], of what the squares lost by it."""
+    """[d], of what the squares lost by it, and by the squares of the lowest of three bytes."""
 
 
 def _fixed_point(rows: Tensor, places: Tensor) -> _FixedPoint:

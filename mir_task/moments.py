@@ -108,9 +108,10 @@ class Moments:
     def add(self, rows: Tensor, places: Tensor) -> None:
         """Count those of the rows [n, d] that stand at some places [k].
 
-        Products of float32 rows or less are summed in float32, a few thousand rows at a time and after
-        centring on the mean of the first of them: what a model computed in float32 is not more precise.
-        Those of half-precision rows are sums of integers where that is faster. All else is float64.
+        Products of float32 rows or less are sums of integers where the processor has them
+        (`mir_task.integers`), or else summed in float32, a few thousand rows at a time and after centring
+        on the mean of the first of them: what a model computed in float32 is not more precise. Those of
+        float64 rows are summed in float64.
         """
         if not len(places):
             return
