@@ -160,7 +160,8 @@ def _cholesky(covariance: Tensor) -> Tensor | None:
     """L [d, d] with L L^T = S, its upper blocks undefined; None where S is not definite."""
     lower = torch.empty_like(covariance)
     for start, end in _blocks(len(lower)):
-        column = covariance[start:, start:end] - lower[start:, :start] @ lower[start:end, :start].T
+        before = lower[start:, :start], lower[start:end, :start].T
+        column = torch.addmm(covariance[start:, start:end], *before, alpha=-1)
         corner, failed = torch.linalg.cholesky_ex(column[: end - start])
         if failed:
             return None

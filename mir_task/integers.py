@@ -1,11 +1,12 @@
 """Second moments of rows up to float32 as sums of integers, where AMX multiplies bytes in tiles.
 
 Each column is written in 16 bits, or 24 of float32, in steps of a power of two that its largest number
-needs: float16, bfloat16 and float32 have 11, 8 and 24 bits, so what is near the largest stays as it is,
-and the rest is off by half a step at most, to either side. Means and variances take back what was rounded
-off; in the other covariances it averages out, and so do the products of the lowest bytes of 24 bits,
-which are left out. Bytes are multiplied apart and summed in int32 without rounding, so that no centring
-is needed, however far from zero the mean is. That takes a fraction of the time of products in float32.
+needs. float16, bfloat16 and float32 have 11, 8 and 24 bits, so what is near the largest stays as it is,
+and the rest is off by half a step at most, to either side. Means and variances take back what was
+rounded off; in the other covariances it averages out, and so do the products of the lowest of three
+bytes, which are left out. Bytes are multiplied apart and summed in int32 without rounding, so that no
+centring is needed, however far from zero the mean is. That takes a fraction of the time of products in
+float32.
 """
 
 import functools

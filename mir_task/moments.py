@@ -108,10 +108,10 @@ class Moments:
     def add(self, rows: Tensor, places: Tensor) -> None:
         """Count those of the rows [n, d] that stand at some places [k].
 
-        Products of float32 rows or less are sums of integers where the processor has them
-        (`mir_task.integers`), or else summed in float32, a few thousand rows at a time and after centring
-        on the mean of the first of them: what a model computed in float32 is not more precise. Those of
-        float64 rows are summed in float64.
+        Products of rows up to float32 are sums of integers where the processor is made for that
+        (`mir_task.integers`), or else summed in float32, a few thousand rows at a time and after
+        centring on the mean of the first of them: what a model computed in float32 is not more precise.
+        Those of float64 rows are summed in float64.
         """
         if not len(places):
             return
@@ -162,9 +162,9 @@ class Moments:
         size = len(self.mean)
         covariance = self.mean.new_empty(size, size)
         for block, (start, end) in zip(self.scatter, _blocks(size), strict=True):
-            covariance[start:, start:end] = block
-            covariance[start:end, start:] = block.T
-        return Gaussian(self.mean, covariance / (self.count - 1), None)
+            covariance[start:, start:end] = block / (self.count - 1)
+            covariance[start:end, end:] = covariance[end:, start:end].T
+        return Gaussian(self.mean, covariance, None)
 
     def _add_outer(self, vector: Tensor, times: float) -> None:
         for block, (start, end) in zip(self.scatter, _blocks(len(vector)), strict=True):

@@ -34,8 +34,8 @@ def available() -> bool:
 _PALETTE = np.zeros(64, np.uint8)
 _PALETTE[0], _PALETTE[16:32:2], _PALETTE[48:56] = 1, DEPTH, WIDTH
 
-# $0 is the palette, $1 and $2 the strips, $3 the steps, $4 the sums. In one piece, for which no compiler
-# need know of tiles.
+# $0 is the palette, $1 and $2 the strips, $3 the steps, $4 the sums, which tiles 0 to 3 are. In one
+# piece, for which no compiler need know of tiles.
 _BEGIN = """
     ldtilecfg ($0)
     movq $1, %r8
@@ -103,8 +103,8 @@ def multiply(left: Array, right: Array, sums: Array) -> None:
             [column, four].
         right: likewise, [four, column].
         sums: [4, 16, 16] in int32, written, each [left column, right column]: of the highest bytes with
-            the highest, of those one place lower together, then of two and three places. The lowest
-            with the lowest of three are left out; three places are none of two.
+            the highest, of those one place lower together, then two and three places. Of three bytes,
+            the lowest with the lowest are left out; of two, the last sums are zero.
     """
     addresses = left.ctypes.data, right.ctypes.data, len(left), sums.ctypes.data
     if left.shape[1] == 2:
