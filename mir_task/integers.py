@@ -28,7 +28,7 @@ MOST_ROWS = 1 << 13
 """Rows whose bytes are multiplied at a time: a few strips of them fit the processor's cache, and their
 sums of three products, of 2^14 at most, are far within int32."""
 # Of these turned strips, so many tiles.
-_TURNED = 1 << 10
+_TURNED = 3 << 8
 # Steps whose sums of integers are exact in float32.
 _PIECE = 1 << 3
 _WIDTH = tiles.WIDTH
@@ -246,7 +246,7 @@ def _pack_halves(
                 sums[0, column] += rounded
                 sums[1, column] += off
                 sums[2, column] += (value + rounded) * off
-        _write(integers, packed, step)
+        _write_two(integers, packed, step)
         if (step + 1) % _PIECE == 0 or step + 1 == steps:
             for kind in range(3):
                 _move(sums[kind], totals[kind])
@@ -275,7 +275,7 @@ def _pack(rows: Array, places: Array, scale: Array, packed: Array, totals: Array
                 total[column] += integer
                 sums[0, column] += off
                 sums[1, column] += (value + rounded) * off + lowest * lowest
-        _write(integers, packed, step)
+        _write_three(integers, packed, step)
         _move(total, totals[0])
         for kind in range(2):
             _move(sums[kind], totals[kind + 1])
@@ -289,18 +289,25 @@ def _move(sums: Array, totals: Array) -> None:
         sums[column] = 0
 
 
-@numba.njit(nogil=True)
-def _write(integers: Array, packed: Array, step: int) -> None:
-    """Write the bytes of integers as the tiles of a step."""
-    for byte in range(packed.shape[2]):
-        places = packed.shape[2] - 1 - byte
-        # Each lower byte carries one when it is above 127.
-        shift, carry = np.int32(8 * places), np.int32((0, 128, 32896)[places])
+def _writer(of_bytes: int) -> Any:
+    """A function for compiled loops; the number of bytes is a constant to the compiler."""
+
+    @numba.njit(nogil=True)
+    def write(integers: Array, packed: Array, step: int) -> None:
         for strip in range(len(packed)):
             for four in range(_WIDTH):
                 for column in range(_WIDTH):
-                    word = np.int32(0)
-                    for row in range(4):
-                        integer = np.int32(integers[4 * four + row, strip * _WIDTH + column] + carry)
-                        word |= ((integer >> (shift & 31)) & 255) << (8 * row)
-                    packed[strip, step, byte, four, column] = word
+                    for byte in range(of_bytes):
+                        places = of_bytes - 1 - byte
+                        # Each lower byte carries one when it is above 127.
+                        carry = np.int32((0, 128, 32896)[places])
+                        word = np.int32(0)
+                        for row in range(4):
+                            integer = integers[4 * four + row, strip * _WIDTH + column]
+                            word |= (np.int32(integer + carry) >> (8 * places) & 255) << (8 * row)
+                        packed[strip, step, byte, four, column] = word
+
+    return write
+
+
+_write_two, _write_three = _writer(2), _writer(3)
