@@ -12,7 +12,7 @@ from torch import Tensor
 
 def fast_root(product: Tensor) -> float:
     """What the default mode takes for Tr((S_v S_t)^(1/2)): five steps from a fixed point."""
-    root, inverse = product, torch.eye(len(product), dtype=product.dtype)
+    root, inverse = product, torch.eye(len(product)).to(product)
     for _ in range(5):
         root = (root + torch.linalg.inv(inverse) @ product) / 2
         inverse = (inverse + torch.linalg.inv(root) @ product) / 2
@@ -21,7 +21,7 @@ def fast_root(product: Tensor) -> float:
 
 def accurate_root(product: Tensor) -> float:
     """Trace of the real part of SciPy's square root of a float32 product."""
-    return float(scipy.linalg.sqrtm(product.numpy()).real.trace())
+    return float(scipy.linalg.sqrtm(product.cpu().numpy()).real.trace())
 
 
 def clean(tokens: Tensor, scale: Tensor) -> Tensor:

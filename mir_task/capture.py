@@ -254,6 +254,7 @@ class _PendingForward:
         self.layers_run = 0
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
         self._layers = layers
+        self._places: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
 
     def keep(self, hidden: Tensor) -> None:
         """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
@@ -270,13 +271,19 @@ class _PendingForward:
         device = self._layers[self.layers_run]
         self.hidden_states.append(
             {
-                row: (
-                    _rows(hidden[row], sequence.vision, device),
-                    _rows(hidden[row], sequence.text, device),
-                )
-                for row, sequence in self.sequences.items()
+                row: (_rows(hidden[row], vision, device), _rows(hidden[row], text, device))
+                for row, (vision, text) in self._places_on(hidden.device).items()
             }
         )
+
+    def _places_on(self, device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of the vision and text tokens of each sequence, sent to a device once for all its layers."""
+        if device not in self._places:
+            self._places[device] = {
+                row: (_places(sequence.vision).to(device), _places(sequence.text).to(device))
+                for row, sequence in self.sequences.items()
+            }
+        return self._places[device]
 
     def prefills(self) -> list[Prefill]:
         return [
@@ -306,8 +313,12 @@ def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor | None:
     return torch.cat(losses).cpu()
 
 
-def _rows(hidden: Tensor, mask: Tensor, device: torch.device) -> Tensor:
-    return hidden.detach()[mask.nonzero().squeeze(1).to(hidden.device)].to(device)
+def _places(mask: Tensor) -> Tensor:
+    return mask.nonzero().squeeze(1)
+
+
+def _rows(hidden: Tensor, places: Tensor, device: torch.device) -> Tensor:
+    return hidden.detach()[places].to(device)
 
 
 class Tokenizer(Protocol):

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor
 
+from mir_task import spectrum
 from mir_task.frechet import Gaussian
+from mir_task.precision import full_precision
 
 
 def cosine(a: Tensor, b: Tensor) -> float | None:
@@ -17,6 +19,7 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     return float(a @ b) / norms if norms else None
 
 
+@full_precision()
 def effective_rank(gaussian: Gaussian) -> float:
     r"""Effective rank of a covariance (Roy and Vetterli 2007): :math:`\exp(-\sum_i p_i \log p_i)`.
 
@@ -27,13 +30,16 @@ def effective_rank(gaussian: Gaussian) -> float:
     trace = gaussian.trace()
     if not trace:
         return 0.0
+    dtype = torch.float64 if gaussian.mean.is_cuda else torch.float32
     if gaussian.factor is not None:
-        factor = (gaussian.factor / math.sqrt(trace)).float()
+        factor = (gaussian.factor / math.sqrt(trace)).to(dtype)
         matrix = factor @ factor.T
     else:
         assert gaussian.covariance is not None
-        matrix = (gaussian.covariance / trace).float()
-    shares = torch.linalg.eigvalsh(matrix).clamp(min=0).double()
+        matrix = (gaussian.covariance / trace).to(dtype)
+    if matrix.is_cuda and spectrum.suits(matrix) and (entropy := spectrum.entropy(matrix)) is not None:
+        return math.exp(entropy)
+    shares = torch.linalg.eigvalsh(matrix.float()).clamp(min=0).double()
     return math.exp(float(torch.special.entr(shares / shares.sum()).sum()))
 
 

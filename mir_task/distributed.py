@@ -109,19 +109,32 @@ def gather(part: Part, to: int = 0, device: torch.device | None = None) -> list[
     Args:
         part: of any type; tensors may be on any device.
         to: rank of the process.
-        device: of the tensors there; the CPU where None.
+        device: there of the tensors that are not on the CPU; the CPU where None.
     """
     size = world_size()
     if size == 1:
         return [part]
-    packed = io.BytesIO()
-    torch.save(part, packed)
     received: list[bytes] | None = [b""] * size if rank() == to else None
-    dist.gather_object(packed.getvalue(), received, dst=to)
-    if received is None:
-        return None
-    place = device or torch.device("cpu")
-    return [torch.load(io.BytesIO(r), map_location=place, weights_only=False) for r in received]
+    dist.gather_object(packed(part), received, dst=to)
+    return None if received is None else [unpacked(other, device) for other in received]
+
+
+def packed(part: Any) -> bytes:
+    """A part as bytes."""
+    written = io.BytesIO()
+    torch.save(part, written)
+    return written.getvalue()
+
+
+def unpacked(received: bytes, device: torch.device | None) -> Any:
+    """A part of bytes, with the tensors that were not on the CPU on that device, or there too."""
+
+    def place(storage: Any, location: str) -> Any:
+        if location == "cpu" or device is None:
+            return storage
+        return torch.serialization.default_restore_location(storage, str(device))  # type: ignore[no-untyped-call]
+
+    return torch.load(io.BytesIO(received), map_location=place, weights_only=False)
 
 
 def _store() -> Any:

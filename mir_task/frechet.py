@@ -13,18 +13,20 @@ No epsilon is added. Each root comes with an estimate of its error, and one that
 computed anew in float64, and then as a nuclear norm, which squares nothing.
 """
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import scipy.linalg.lapack
 import torch
 from torch import Tensor
 
+from mir_task import spectrum
+from mir_task.band import blocks
+from mir_task.precision import full_precision
+
 ACCEPTED_ERROR = 1e-4
 """Error of the root term over both traces above which it is computed the safest way."""
-_BLOCKS = 8
+_PIVOTS = 128
 
 
 class FrechetTerms(NamedTuple):
@@ -96,18 +98,10 @@ class Gaussian(NamedTuple):
         if self.factor is not None:
             return self.factor
         assert self.covariance is not None
-        if self.covariance.device.type == "cpu":
-            pstrf = scipy.linalg.lapack.get_lapack_funcs("pstrf", dtype=self.covariance.numpy().dtype)
-            lower, pivots, rank, _ = pstrf(self.covariance.numpy(), lower=1)
-            rows = torch.zeros_like(self.covariance)[:rank]
-            rows[:, torch.from_numpy(pivots - 1).long()] = torch.from_numpy(lower).tril()[:, :rank].T
-            return rows
-        values, vectors = torch.linalg.eigh(self.covariance)
-        kept = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
-        root: Tensor = (vectors[:, kept] * values[kept].sqrt()).T
-        return root
+        return _pivoted_cholesky(self.covariance)
 
 
+@full_precision()
 def frechet_terms(a: Gaussian, b: Gaussian) -> FrechetTerms:
     """Terms of the Fréchet distance, in the dtype of the Gaussians unless that is not precise enough."""
     traces, rounding = a.trace() + b.trace(), torch.finfo(a.mean.dtype).eps
@@ -134,7 +128,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def _root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
     """Tr((S_a S_b)^(1/2)), Tr(S_a S_b), and an estimate of the first one's error."""
     if a.factor is not None and b.factor is not None:
-        return _nuclear_norm(a.factor @ b.factor.T)
+        cross = a.factor @ b.factor.T
+        return _trace_root(_gram(cross)) if cross.is_cuda else _nuclear_norm(cross)
     if a.factor is not None or b.factor is not None:
         few, many = (a, b) if a.factor is not None else (b, a)
         assert few.factor is not None
@@ -145,11 +140,7 @@ def _root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
     for one, other in ((a.covariance, b.covariance), (b.covariance, a.covariance)):
         if (lower := _cholesky(one)) is not None:
             return _trace_root(_congruence(lower, other))
-    root_a, root_b = a.root(), b.root()
-    if len(root_b) < len(root_a):
-        root_a, root_b = root_b, root_a
-    cross = root_a @ root_b.T
-    return _trace_root(cross @ cross.T)
+    return _trace_root(_gram(a.root() @ b.root().T))
 
 
 def _safest_root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
@@ -158,8 +149,11 @@ def _safest_root_term(a: Gaussian, b: Gaussian) -> tuple[float, float, float]:
 
 def _cholesky(covariance: Tensor) -> Tensor | None:
     """L [d, d] with L L^T = S, its upper blocks undefined; None where S is not definite."""
+    if covariance.is_cuda:  # where small steps take long
+        whole, failed = torch.linalg.cholesky_ex(covariance)
+        return None if failed else whole
     lower = torch.empty_like(covariance)
-    for start, end in _blocks(len(lower)):
+    for start, end in blocks(len(lower)):
         before = lower[start:, :start], lower[start:end, :start].T
         column = torch.addmm(covariance[start:, start:end], *before, alpha=-1)
         corner, failed = torch.linalg.cholesky_ex(column[: end - start])
@@ -174,26 +168,52 @@ def _cholesky(covariance: Tensor) -> Tensor | None:
 def _congruence(lower: Tensor, covariance: Tensor) -> Tensor:
     """L^T S L [d, d] of such a factor, its upper blocks undefined."""
     product = torch.empty_like(covariance)
-    for start, end in _blocks(len(lower)):
+    for start, end in blocks(len(lower)):
         product[start:, start:end] = covariance[start:, start:] @ lower[start:, start:end]
-    for start, end in _blocks(len(lower)):  # no block further down needs these rows of S L
+    for start, end in blocks(len(lower)):  # no block further down needs these rows of S L
         product[start:end, :end] = lower[start:, start:end].T @ product[start:, :end]
     return product
 
 
-def _blocks(size: int) -> Iterator[tuple[int, int]]:
-    """Rows or columns (first, end), in parts: half of a triangular matrix takes less than the whole."""
-    return itertools.pairwise(size * n // _BLOCKS for n in range(_BLOCKS + 1))
+def _pivoted_cholesky(covariance: Tensor) -> Tensor:
+    """R [r, d] with R^T R = S [d, d] and r the rank that its precision can tell.
+
+    Many pivots at a time, those that are largest then, in float64.
+    """
+    size, rank, precision = len(covariance), 0, torch.finfo(covariance.dtype).eps
+    exact = covariance.double()
+    rows, rest = torch.empty_like(exact), exact.diagonal().clone()
+    nothing = precision * size * float(rest.max())
+    while rank < size:
+        values, pivots = rest.topk(min(_PIVOTS, size - rank))
+        pivots = pivots[values > nothing]
+        some = torch.addmm(exact[pivots], rows[:rank, pivots].T, rows[:rank], alpha=-1)
+        corner = some[:, pivots].cpu().numpy()
+        lower, order, found, _ = scipy.linalg.lapack.dpstrf(corner, lower=1, tol=nothing)
+        if not found:
+            break
+        chosen = torch.from_numpy(order[:found] - 1).to(pivots)
+        some, pivots = some[chosen], pivots[chosen]
+        factor = torch.from_numpy(lower[:found, :found]).to(exact)
+        more = torch.linalg.solve_triangular(factor, some, upper=False)
+        rows[rank : rank + found] = more
+        rest -= more.square().sum(0)
+        rest[pivots] = 0
+        rank += found
+    return rows[:rank].to(covariance)
 
 
 def _trace_root(gram: Tensor) -> tuple[float, float, float]:
-    """Sum of the roots of the eigenvalues of a symmetric [m, m] given by its lower half.
+    """Sum of the roots of the eigenvalues of a symmetric [m, m], valid in diagonal blocks and below.
 
     Eigenvalues are known to some eps of the largest, and so their roots to eps / (2 root), or to the
     root of eps near zero.
     """
     if not len(gram):  # a covariance of rank 0
         return 0.0, 0.0, 0.0
+    if spectrum.suits(gram) and (found := spectrum.root_sum(gram)) is not None:
+        root, error = found
+        return root, float(gram.trace()), error
     values = torch.linalg.eigvalsh(gram, UPLO="L").clamp(min=0)
     noise = 4 * torch.finfo(values.dtype).eps * values[-1]
     error = noise / ((values + noise).sqrt() + values.sqrt())
@@ -201,6 +221,11 @@ def _trace_root(gram: Tensor) -> tuple[float, float, float]:
     clamped = values < noise
     total = error[clamped].sum() + error[~clamped].square().sum().sqrt()
     return float(values.sqrt().sum()), float(values.sum()), float(total)
+
+
+def _gram(cross: Tensor) -> Tensor:
+    """Inner products of the rows or columns of a [r, s], whichever are fewer."""
+    return cross @ cross.T if len(cross) <= cross.shape[1] else cross.T @ cross
 
 
 def _nuclear_norm(cross: Tensor) -> tuple[float, float, float]:

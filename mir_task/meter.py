@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.metric import MIRResult, check_outlier_rule, check_rows, token_norms
+from mir_task.metric import MIRResult, check_outlier_rule, check_rows, host_norms
 from mir_task.moments import KnownLayer, LayerStatistics, norm_precision
 
 DocumentId = str | int
@@ -103,11 +103,8 @@ class MIRMeter:
         try:
             check_rows(vision_rows, text_rows)
             norms = [
-                [
-                    token_norms(number, modality, tokens, norm_precision(tokens))
-                    for modality, tokens in (("vision", vision), ("text", text))
-                ]
-                for number, vision, text in rows
+                host_norms(dict(zip(numbers, tokens, strict=False)), modality, norm_precision(tokens[0]))
+                for modality, tokens in (("vision", vision_rows), ("text", text_rows))
             ]
         except MIRError as error:
             raise MIRError(f"document {document_id!r}: {error}") from None
@@ -117,13 +114,13 @@ class MIRMeter:
         priorities = [
             _priorities(document_id, n, len(m[0])) for n, m in enumerate((vision_rows, text_rows))
         ]
-        for (number, vision, text), of_layer in zip(rows, norms, strict=True):
+        for (number, vision, text), *of_layer in zip(rows, *norms, strict=True):
             layer = self.layer(number)
             layer.pair(vision.detach(), text.detach())
             for statistics, tokens, own, priority in zip(
                 (layer.vision, layer.text), (vision, text), of_layer, priorities, strict=True
             ):
-                statistics.add(tokens.detach(), own, group, priority.to(tokens.device))
+                statistics.add(tokens.detach(), own, group, priority)
 
     def merge(self, other: "MIRMeter") -> None:
         """Count all documents of another meter of the same model and settings.

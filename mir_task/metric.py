@@ -290,15 +290,30 @@ def token_norms(layer: int, modality: str, tokens: Tensor, dtype: torch.dtype) -
     Raises:
         MIRError: NaN or infinity among the tokens, which their norms show.
     """
-    if halves.suit(tokens) and dtype == torch.float32:
-        norms = halves.norms(tokens)
-    else:
-        norms = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
+    norms = _norms(tokens, dtype)
     if not norms.isfinite().all():
         raise MIRError(
             f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
             "load the model in bfloat16 or float32 (float16 overflows in many models)"
         )
+    return norms
+
+
+def host_norms(layers: Mapping[int, Tensor], modality: str, dtype: torch.dtype) -> list[Tensor]:
+    """`token_norms` [n] on the CPU of several layers' tokens, by number, at the cost of one transfer."""
+    place = next(iter(layers.values())).device
+    parts = [_norms(tokens, dtype).to(place) for tokens in layers.values()]
+    norms = torch.cat(parts).cpu()
+    if not norms.isfinite().all():
+        for number, tokens in layers.items():
+            token_norms(number, modality, tokens, dtype)
+    return list(torch.split(norms, [len(part) for part in parts]))
+
+
+def _norms(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    if halves.suit(tokens) and dtype == torch.float32:
+        return halves.norms(tokens)
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
     return norms
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from mir_task import integers, tiles
 from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.frechet import Gaussian
-from mir_task.medians import MedianCounts, medians
+from mir_task.medians import MedianCounts, medians, reached
 from mir_task.metric import (
     MeasuredLayer,
     Modality,
@@ -34,6 +34,7 @@ from mir_task.metric import (
     layer_result,
     text_centric_terms,
 )
+from mir_task.precision import full_precision
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
@@ -42,6 +43,8 @@ _OFFERED = SAMPLE * 9 // 8
 # A median of the sample is off by 0.04 standard deviations, and as many rows as there are outliers are
 # put there. This share of all numbers may be before a second pass is asked for.
 _SAMPLED = 0.01
+# Rows of an accelerator that the sample and the counts see at a time: many small steps take it long.
+_AT_ONCE = 8192
 # Rows that may wait at least, whatever a covariance takes.
 _WAIT = 2048
 # Tokens this many standard deviations from the median wait for the bounds (at 3) to settle: in the
@@ -105,6 +108,7 @@ class Moments:
         mean = torch.zeros(like.shape[1], dtype=torch.float64, device=like.device)
         return cls(0, mean, [mean.new_zeros(len(mean) - i, j - i) for i, j in _blocks(len(mean))])
 
+    @full_precision()
     def add(self, rows: Tensor, places: Tensor) -> None:
         """Count those of the rows [n, d] that stand at some places [k].
 
@@ -119,7 +123,7 @@ class Moments:
             blocks = list(_blocks(len(self.mean)))
             self.count = integers.add(rows, places, self.count, self.mean, self.scatter, blocks)
             return
-        rows = rows.index_select(0, places)
+        rows = _at(rows, places)
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         centre = rows[:_CHUNK].to(dtype).mean(0)
         shift = torch.zeros_like(self.mean)
@@ -201,7 +205,7 @@ class _FinishedRows:
         absent = -1 if left_out is None else left_out
         norms = self.norms[self.norm_groups != absent]
         return Modality(
-            Gaussian.from_tokens(self.rows[self.row_groups != absent]),
+            Gaussian.from_tokens(_at(self.rows, _places(self.row_groups != absent))),
             tokens=len(norms),
             outliers=int((self.outlier_groups != absent).sum()),
             norm=float(norms.mean()),
@@ -232,10 +236,11 @@ class _Tokens(NamedTuple):
 
     rows: Tensor
     norms: Tensor
+    """Like `groups` on the CPU, where to choose tokens does not wait for an accelerator."""
     groups: Tensor
 
     def at(self, places: Tensor) -> "_Tokens":
-        return _Tokens(*(part.index_select(0, places) for part in self))
+        return _Tokens(*(_at(part, places) for part in self))
 
 
 class Known(NamedTuple):
@@ -266,19 +271,20 @@ class Sample:
         if self._rows is None:
             self._rows = rows.new_empty(_OFFERED, rows.shape[1])
             self._priorities = priorities.new_full((_OFFERED,), math.inf)
-            self._free = torch.arange(_OFFERED, device=rows.device)
+            self._free = torch.arange(_OFFERED)
         for places in torch.split(_places(priorities < self._cutoff), _OFFERED - SAMPLE):
             if len(places) > len(self._free):
                 self._choose()
             own, self._free = self._free[: len(places)], self._free[len(places) :]
-            self._rows[own], self._priorities[own] = rows[places], priorities[places]
+            self._rows[own.to(rows.device)] = _at(rows, places)
+            self._priorities[own] = priorities[places]
 
     def lowest(self) -> tuple[Tensor, Tensor]:
         """The rows [n, d] and their priorities [n]."""
         assert self._rows is not None
         priorities, places = self._priorities.topk(SAMPLE, largest=False)
         there = priorities.isfinite()
-        return self._rows[places[there]], priorities[there]
+        return _at(self._rows, places[there]), priorities[there]
 
     def _choose(self) -> None:
         highest = self._priorities.topk(_OFFERED - SAMPLE)
@@ -332,6 +338,9 @@ class TokenStatistics:
         self._norms: dict[int, list[Tensor]] = {}
         self._waiting: list[_Tokens] = []
         self._waiting_count = 0
+        # Priorities of the last waiting rows, which the sample and the counts have not seen.
+        self._new: list[Tensor] = []
+        self._new_count = 0
         self._discarded = dict[int, int]()
         # Norms of folded tokens lie between these, and those of discarded ones beyond the others.
         self._folded = Bounds(math.inf, -math.inf)
@@ -344,17 +353,33 @@ class TokenStatistics:
 
         Args:
             rows: in any dtype.
-            norms: [n], the rows' L2 norms.
+            norms: [n] on the CPU, the rows' L2 norms.
             group: of the document.
-            priorities: [n], the hashes by which rows enter the sample.
+            priorities: [n] on the CPU, the hashes by which rows enter the sample.
         """
         if self.capacity is None:
             self.capacity = _default_capacity(rows.shape[1], rows.element_size())
         rows = rows.contiguous()  # as compiled loops want them
-        groups = torch.full((len(rows),), group, dtype=torch.int16, device=rows.device)
+        groups = torch.full((len(rows),), group, dtype=torch.int16)
         _append(self._norms.setdefault(group, []), norms)
         self.count += len(rows)
         self._wait(_Tokens(rows, norms.double(), groups))
+        self._new.append(priorities)
+        self._new_count += len(rows)
+        if rows.device.type == "cpu" or self._new_count > _AT_ONCE:
+            self._see_new()
+        if self._waiting_count > self.capacity:
+            self._settle()
+
+    def _see_new(self) -> None:
+        """Have the sample and the counts see the rows that came since the last time."""
+        if not self._new:
+            return
+        new = [tokens.rows for tokens in self._waiting[-len(self._new) :]]
+        rows, priorities = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (new, self._new)
+        )
+        self._new, self._new_count = [], 0
         if self.keep_sample:
             self._sample.offer(rows, priorities)
         if self.rule == "replace":
@@ -362,11 +387,11 @@ class TokenStatistics:
                 self._counts.append(MedianCounts(self._thresholds.to(rows.device)))
             if self._counts:
                 self._counts[0].count(rows)
-        if self._waiting_count > self.capacity:
-            self._settle()
 
     def merge(self, other: "TokenStatistics") -> None:
         """Count the tokens of another."""
+        self._see_new()
+        other._see_new()
         self.capacity = self.capacity or other.capacity
         self.count += other.count
         for group, norms in other._norms.items():
@@ -425,11 +450,12 @@ class TokenStatistics:
         """Whether bounds or medians moved too far from what the rows were folded in by."""
         if not self.moments and not self._discarded:
             return False
+        self._see_new()
         if self.late():
             return True
         if not self._counts or self.bounds is not None or not self.outlier_count():
             return False
-        sampled = float((~medians(self._counts)[1]).double().mean())
+        sampled = float((~reached(self._counts)).double().mean())
         return sampled * self.outlier_count() / self.count > _SAMPLED
 
     def outlier_count(self) -> int:
@@ -440,6 +466,7 @@ class TokenStatistics:
         """What a second pass over the same tokens needs."""
         thresholds = None
         if self.rule == "replace" and self.count:
+            self._see_new()
             thresholds = MedianCounts.around(self._sample.lowest()[0]).thresholds
         return Known(self.final_bounds(), None if thresholds is None else thresholds.cpu())
 
@@ -484,6 +511,7 @@ class TokenStatistics:
         self._waiting_count += len(tokens.rows)
 
     def _all_waiting(self) -> _Tokens:
+        self._see_new()
         if len(self._waiting) > 1:
             self._waiting = [_Tokens(*map(torch.cat, zip(*self._waiting, strict=True)))]
         return self._waiting[0]
@@ -495,7 +523,7 @@ class TokenStatistics:
         rows, norms, groups = waiting
         if self.rule == "replace" and not self._counts:
             shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-            counts = MedianCounts.around(rows[shuffled[:SAMPLE].to(rows.device)])
+            counts = MedianCounts.around(_at(rows, shuffled[:SAMPLE]))
             counts.count(rows)
             self._counts.append(counts)
         for inner, outer in self._bands():
@@ -535,6 +563,7 @@ class TokenStatistics:
 
     def sampled(self, count: int) -> Tensor:
         """Raw rows [count, d] drawn from all tokens, outliers included; all where there are fewer."""
+        self._see_new()
         rows, priorities = self._sample.lowest()
         return rows[priorities.argsort()[:count]].float().cpu()
 
@@ -543,16 +572,22 @@ class TokenStatistics:
         waiting = self._all_waiting()
         if len(waiting.rows) == self.count:
             return waiting.rows.median(0).values
-        middle, reached = medians(self._counts)
-        if bool(reached.all()):
+        place = waiting.rows.device
+        middle, among = medians(self._counts).to(place), reached(self._counts).to(place)
+        if bool(among.all()):
             return middle
         sampled = self._sample.lowest()[0].median(0).values
-        return torch.where(reached, middle, sampled.double())
+        return torch.where(among, middle, sampled.double())
 
 
 def _places(mask: Tensor) -> Tensor:
     """Where a mask [n] is true: [k]."""
     return mask.nonzero().squeeze(1)
+
+
+def _at(part: Tensor, places: Tensor) -> Tensor:
+    """Entries of a tensor on any device at places [k]."""
+    return part.index_select(0, places.to(part.device))
 
 
 def _append(parts: list[Tensor], part: Tensor) -> None:

@@ -7,7 +7,7 @@ about any real model: it is there to run the whole path in a minute.
 import argparse
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,16 @@ def make_processor(tokenizer: Any, side: int, patch: int, **image_options: Any) 
 
 
 def make_llava(
-    folder: Path, *, hidden_size: int = 128, layers: int = 6, image_size: int = 112, seed: int = 0
+    folder: Path,
+    *,
+    hidden_size: int = 128,
+    layers: int = 6,
+    image_size: int = 112,
+    seed: int = 0,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Path:
     """Write a LlavaForConditionalGeneration and its processor to `folder`.
 
@@ -109,6 +118,10 @@ def make_llava(
         layers: decoder layers of the language model; the vision tower has half as many.
         image_size: side of the square image in pixels; (image_size / 14)^2 vision tokens.
         seed: of the random weights.
+        text: what else differs in the configuration of the language model.
+        vision: likewise of the vision tower.
+        dtype: of the weights.
+        device: where they are drawn.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -121,33 +134,39 @@ def make_llava(
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=max(layers // 2, 2),
-            num_attention_heads=4,
-            image_size=image_size,
-            patch_size=14,
-            projection_dim=64,
+            **{
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": max(layers // 2, 2),
+                "num_attention_heads": 4,
+                "image_size": image_size,
+                "patch_size": 14,
+                "projection_dim": 64,
+            }
+            | dict(vision or {})
         ),
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=2048,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            **{
+                "vocab_size": len(tokenizer),
+                "hidden_size": hidden_size,
+                "intermediate_size": 2 * hidden_size,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 2048,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+            }
+            | dict(text or {})
         ),
         image_token_index=image_token,
         image_seq_length=(image_size // 14) ** 2,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
+        model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     make_processor(tokenizer, image_size, 14).save_pretrained(folder)
