@@ -53,7 +53,7 @@ def root_sum(matrix: Tensor) -> tuple[float, float] | None:
         return (0.0, 0.0) if largest == 0 else None
     # Eigenvalues are known to this; those below the end of the range may be off by their roots.
     noise = 4 * torch.finfo(matrix.dtype).eps * largest
-    low, high = 16 * noise, 2 * largest
+    low, high = 32 * noise, 2 * largest
     shifts, weights = _quadrature(low, high, precision)
     logs = of.log_determinants(shifts)
     if not logs.isfinite().all():
