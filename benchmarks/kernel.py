@@ -95,6 +95,7 @@ def main() -> None:
                 del ways["eigenvalues of the product"]
                 if options.device != "cpu":  # minutes
                     del ways["published accurate"]
+            slow = size > 2048 or options.device != "cpu"
             values, once = {}, {}
             for name, way in ways.items():
                 started = time.perf_counter()
@@ -103,11 +104,10 @@ def main() -> None:
                 except RuntimeError as error:  # an inversion of an exactly singular matrix
                     values[name] = float("nan")
                     print(f"{name}: {error}")
-                if name == "published accurate" and options.device != "cpu":
+                if name == "published accurate" and slow:
                     once[name] = time.perf_counter() - started
-            repeats = 3 if size <= 2048 or once else 1
             turns = {name: way for name, way in ways.items() if name not in once}
-            seconds = once | in_turns(turns, repeats, again=True)
+            seconds = once | in_turns(turns, repeats=3, again=True)
             print(f"\nd = {size}, {'singular' if singular else 'full rank'}")
             print(
                 "| way | seconds | times faster than fast | than accurate | error / traces | estimate |"

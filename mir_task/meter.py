@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mir_task.errors import MIRError
 from mir_task.metric import MIRResult, check_outlier_rule, check_rows, host_norms
-from mir_task.moments import KnownLayer, LayerStatistics, norm_precision
+from mir_task.moments import KnownLayer, LayerStatistics
 
 DocumentId = str | int
 
@@ -103,7 +103,7 @@ class MIRMeter:
         try:
             check_rows(vision_rows, text_rows)
             norms = [
-                host_norms(dict(zip(numbers, tokens, strict=False)), modality, norm_precision(tokens[0]))
+                host_norms(dict(zip(numbers, tokens, strict=False)), modality)
                 for modality, tokens in (("vision", vision_rows), ("text", text_rows))
             ]
         except MIRError as error:

@@ -299,15 +299,19 @@ def token_norms(layer: int, modality: str, tokens: Tensor, dtype: torch.dtype) -
     return norms
 
 
-def host_norms(layers: Mapping[int, Tensor], modality: str, dtype: torch.dtype) -> list[Tensor]:
-    """`token_norms` [n] on the CPU of several layers' tokens, by number, at the cost of one transfer."""
-    place = next(iter(layers.values())).device
-    parts = [_norms(tokens, dtype).to(place) for tokens in layers.values()]
-    norms = torch.cat(parts).cpu()
+def host_norms(layers: Mapping[int, Tensor], modality: str) -> list[Tensor]:
+    """`token_norms` [n] on the CPU of several layers' tokens, by number, at the cost of one transfer.
+
+    Summed in float32 where rows are half-precision: these carry errors that it does not add to.
+    """
+    dtypes = [torch.float32 if rows.element_size() < 4 else torch.float64 for rows in layers.values()]
+    parts = [_norms(rows, dtype) for rows, dtype in zip(layers.values(), dtypes, strict=True)]
+    norms = torch.cat([part.to(parts[0].device) for part in parts]).cpu()
     if not norms.isfinite().all():
-        for number, tokens in layers.items():
-            token_norms(number, modality, tokens, dtype)
-    return list(torch.split(norms, [len(part) for part in parts]))
+        for (number, rows), dtype in zip(layers.items(), dtypes, strict=True):
+            token_norms(number, modality, rows, dtype)
+    # Each with memory of its own, which is let go of when they are put together.
+    return [part.clone() for part in torch.split(norms, [len(part) for part in parts])]
 
 
 def _norms(tokens: Tensor, dtype: torch.dtype) -> Tensor:

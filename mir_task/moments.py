@@ -79,11 +79,6 @@ class Bounds(NamedTuple):
         return (norms < self.low) | (norms > self.high)
 
 
-def norm_precision(rows: Tensor) -> torch.dtype:
-    """Of the norms of rows: half-precision rows carry errors that float32 does not add to."""
-    return torch.float32 if rows.element_size() < 4 else torch.float64
-
-
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
     """Columns (first, end) of the blocks in which the lower half of a [size, size] is kept."""
     # More of them hold less of the upper half, but products narrower than 256 are slow.
