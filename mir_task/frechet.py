@@ -3,11 +3,12 @@ r"""The Fréchet distance between two Gaussians, exact for singular covariances.
 :math:`F = \lVert \mu_a - \mu_b \rVert^2 + \mathrm{Tr}(S_a) + \mathrm{Tr}(S_b) -
 2\,\mathrm{Tr}((S_a S_b)^{1/2})`. For any A, B with A^T A = S_a and B^T B = S_b the root term is the
 nuclear norm of A B^T, whose squared singular values are the eigenvalues of A S_b A^T. So one factor and
-one symmetric eigenvalue problem are enough, of the size of the smaller rank:
+the sum of roots of one symmetric matrix are enough, of the size of the smaller rank; of a large one that
+sum is had without eigenvalues (`mir_task.spectrum`). Factors are:
 
-* few tokens: the centred tokens over sqrt(n - 1) are a factor;
-* a definite covariance: its Cholesky factor;
-* a singular one: a Cholesky factor with pivoting, of as many rows as its rank.
+* of few tokens: the centred ones over sqrt(n - 1);
+* of a definite covariance: its Cholesky factor;
+* of a singular one: a Cholesky factor with pivoting, of as many rows as its rank.
 
 No epsilon is added. Each root comes with an estimate of its error, and one that is not small enough is
 computed anew in float64, and then as a nuclear norm, which squares nothing.

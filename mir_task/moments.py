@@ -69,14 +69,22 @@ class Bounds(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, norms: Tensor, *deviations: float) -> "list[Bounds]":
-        """From the norms [n] of all tokens: lower median and some numbers of unbiased stds."""
-        middle, std = float(norms.median()), float(norms.std())
+    def of(cls, norms: Sequence[Tensor], *deviations: float) -> "list[Bounds]":
+        """From parts of the norms [n] of all tokens: lower median and some numbers of unbiased stds."""
+        count = sum(map(len, norms))
+        mean = sum(float(part.sum(dtype=torch.float64)) for part in norms) / count
+        squares = sum(float((part.double() - mean).square().sum()) for part in norms)
+        middle, std = float(torch.cat(list(norms)).median()), math.sqrt(squares / max(count - 1, 1))
         return [cls(middle - number * std, middle + number * std) for number in deviations]
 
     def outside(self, norms: Tensor) -> Tensor:
         """True where a norm [n] is out of bounds."""
+        norms = norms.double()
         return (norms < self.low) | (norms > self.high)
+
+    def count_outside(self, norms: Iterable[Tensor]) -> int:
+        """How many norms are out of bounds, of parts [n] of them."""
+        return sum(int(self.outside(part).sum()) for part in norms)
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
@@ -212,17 +220,19 @@ class _FinishedMoments:
     """By group of documents."""
 
     moments: dict[int, Moments]
-    norms: dict[int, Tensor]
+    tokens: dict[int, int]
+    norms: dict[int, float]
+    """Their sum."""
     outliers: dict[int, int]
 
     def modality(self, left_out: int | None) -> Modality:
-        kept = [group for group in self.norms if group != left_out]
-        norms = torch.cat([self.norms[group] for group in kept])
+        kept = [group for group in self.tokens if group != left_out]
+        tokens = sum(self.tokens[group] for group in kept)
         return Modality(
             merged(self.moments[group] for group in kept if group in self.moments).gaussian(),
-            tokens=len(norms),
+            tokens=tokens,
             outliers=sum(self.outliers[group] for group in kept),
-            norm=float(norms.mean()),
+            norm=sum(self.norms[group] for group in kept) / tokens,
         )
 
 
@@ -423,9 +433,9 @@ class TokenStatistics:
             (self._counts or counts)[0].count(uncounted._all_waiting().rows)
         self._counts += counts
 
-    def norms(self) -> Tensor:
-        """Norms [n] of all tokens, in float64."""
-        return torch.cat([norms for group in self._norms.values() for norms in group]).double()
+    def norms(self) -> list[Tensor]:
+        """Norms of all tokens, in parts [n]."""
+        return [norms for group in self._norms.values() for norms in group]
 
     def final_bounds(self) -> Bounds:
         """The bounds of the 3-sigma rule over all tokens counted."""
@@ -455,7 +465,7 @@ class TokenStatistics:
 
     def outlier_count(self) -> int:
         """Outliers among all tokens."""
-        return int(self.final_bounds().outside(self.norms()).sum())
+        return self.final_bounds().count_outside(self.norms())
 
     def known(self) -> Known:
         """What a second pass over the same tokens needs."""
@@ -480,8 +490,12 @@ class TokenStatistics:
         waiting = self._all_waiting()
         out = bounds.outside(waiting.norms)
         inside, outside = waiting.at(_places(~out)), waiting.at(_places(out))
-        norms = {group: torch.cat(parts).double() for group, parts in self._norms.items()}
-        outliers = {group: int(bounds.outside(values).sum()) for group, values in norms.items()}
+        tokens = {group: sum(map(len, parts)) for group, parts in self._norms.items()}
+        norms = {
+            group: sum(float(part.sum(dtype=torch.float64)) for part in parts)
+            for group, parts in self._norms.items()
+        }
+        outliers = {group: bounds.count_outside(parts) for group, parts in self._norms.items()}
         middle = self._medians() if self.rule == "replace" and any(outliers.values()) else None
         if not self.moments and self.count < inside.rows.shape[1]:
             rows, row_groups = inside.rows.double(), inside.groups
@@ -492,14 +506,14 @@ class TokenStatistics:
         moments = {group: part.copy() for group, part in self.moments.items()}
         # Rows that were all kept are few, so float64 costs little.
         rows = inside.rows if self.moments else inside.rows.double()
-        for group in norms:
+        for group in tokens:
             if group not in moments:
                 moments[group] = Moments.of_none(rows)
             moments[group].add(rows, _places(inside.groups == group))
             if middle is not None:
                 replaced = int((outside.groups == group).sum()) + self._discarded.get(group, 0)
                 moments[group].add_repeated(middle, replaced)
-        return _FinishedMoments(moments, norms, outliers)
+        return _FinishedMoments(moments, tokens, norms, outliers)
 
     def _wait(self, tokens: _Tokens) -> None:
         self._waiting.append(tokens)
