@@ -18,7 +18,7 @@ class MIRMeter:
 
     Documents may come in any order and on any number of processes: `merge` joins meters, and
     `compute` gives the same figure for the same documents, up to rounding. Statistics of a layer live
-    on the device of the rows that `update` is given.
+    on the device of the rows that `update` is given, norms of tokens on the CPU.
 
     Args:
         outliers: `"replace"` or `"drop"`, as in `modality_integration_rate`.
