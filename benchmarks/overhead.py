@@ -33,7 +33,7 @@ def main() -> None:
         return made
 
     def keep(_: Any, made: Any, whole: Any) -> None:
-        made.result, parts[made.name] = whole.result, (whole.measured.seconds, whole.seconds)
+        made.result, of_distances[made.name] = whole.result, whole.seconds
 
     def without(made: Any) -> None:
         adapter = Adapter(lm, made.settings)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     documents, device = options.documents, options.device
-    parts: dict[str, tuple[float, float]] = {}
+    of_distances: dict[str, float] = {}
     of_seven_billion: dict[str, Any] = {}
     if device != "cpu":
         heads = options.size // 128
@@ -93,7 +93,7 @@ def main() -> None:
         for name, value in seconds.items():
             share = value / seconds["the adapter alone"] - 1
             made = tasks[name]
-            distances = "" if made is None else f"{parts[made.name][1]:.2f}"
+            distances = "" if made is None else f"{of_distances[made.name]:.2f}"
             print(f"| {name} | {value:.2f} | {share:.1%} | {distances} |")
         layers = plain.result.layers[0]
         print(f"\n{layers.vision_tokens} vision and {layers.text_tokens} text tokens")

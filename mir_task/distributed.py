@@ -115,19 +115,19 @@ def gather(part: Part, to: int = 0, device: torch.device | None = None) -> list[
     if size == 1:
         return [part]
     received: list[bytes] | None = [b""] * size if rank() == to else None
-    dist.gather_object(packed(part), received, dst=to)
-    return None if received is None else [unpacked(other, device) for other in received]
+    dist.gather_object(_packed(part), received, dst=to)
+    return None if received is None else [_unpacked(other, device) for other in received]
 
 
-def packed(part: Any) -> bytes:
+def _packed(part: Any) -> bytes:
     """A part as bytes."""
     written = io.BytesIO()
     torch.save(part, written)
     return written.getvalue()
 
 
-def unpacked(received: bytes, device: torch.device | None) -> Any:
-    """A part of bytes, with the tensors that were not on the CPU on that device, or there too."""
+def _unpacked(received: bytes, device: torch.device | None) -> Any:
+    """The part, with tensors that were not on the CPU on that device; all on the CPU where None."""
 
     def place(storage: Any, location: str) -> Any:
         if location == "cpu" or device is None:

@@ -27,6 +27,7 @@ from mir_task.precision import full_precision
 
 ACCEPTED_ERROR = 1e-4
 """Error of the root term over both traces above which it is computed the safest way."""
+# Pivots that are chosen at a time.
 _PIVOTS = 128
 
 

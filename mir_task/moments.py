@@ -345,7 +345,6 @@ class TokenStatistics:
         self._waiting_count = 0
         # Priorities of the last waiting rows, which the sample and the counts have not seen.
         self._new: list[Tensor] = []
-        self._new_count = 0
         self._discarded = dict[int, int]()
         # Norms of folded tokens lie between these, and those of discarded ones beyond the others.
         self._folded = Bounds(math.inf, -math.inf)
@@ -370,8 +369,7 @@ class TokenStatistics:
         self.count += len(rows)
         self._wait(_Tokens(rows, norms.double(), groups))
         self._new.append(priorities)
-        self._new_count += len(rows)
-        if rows.device.type == "cpu" or self._new_count > _AT_ONCE:
+        if rows.device.type == "cpu" or sum(map(len, self._new)) > _AT_ONCE:
             self._see_new()
         if self._waiting_count > self.capacity:
             self._settle()
@@ -384,7 +382,7 @@ class TokenStatistics:
         rows, priorities = (
             torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (new, self._new)
         )
-        self._new, self._new_count = [], 0
+        self._new = []
         if self.keep_sample:
             self._sample.offer(rows, priorities)
         if self.rule == "replace":

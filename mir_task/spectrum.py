@@ -51,7 +51,8 @@ def root_sum(matrix: Tensor) -> tuple[float, float] | None:
     largest = of.largest()
     if not largest > 0:
         return (0.0, 0.0) if largest == 0 else None
-    # Eigenvalues are known to this; those below the end of the range may be off by their roots.
+    # Eigenvalues are known to this; those below the end of the range may be off by their roots. The
+    # least shift is a small part of that end, and must be beyond rounding for a factor to be found.
     noise = 4 * torch.finfo(matrix.dtype).eps * largest
     low, high = 32 * noise, 2 * largest
     shifts, weights = _quadrature(low, high, precision)
