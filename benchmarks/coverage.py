@@ -32,7 +32,7 @@ class Population:
 
     def measure(self, documents: int, groups: int) -> tuple[float, float | None]:
         """MIR of a draw and its standard error."""
-        meter = MIRMeter(groups=groups, late="count")
+        meter = MIRMeter(groups=groups)
         for number in range(documents):
             meter.update(
                 number, [self.rows(0), self.rows(1)], [self.rows(2), self.rows(3)], group=number

@@ -2,60 +2,50 @@
 
 The requests of `mir_demo` through the harness's adapter, against the same adapter on the same prompts
 without capture and statistics, on a LLaVA whose forward dominates (2 decoder layers of 1,024 dimensions,
-576 vision tokens). With `--size 4096 --layers 33 --device cuda`, on a GPU and in bfloat16, it has the
-shape of LLaVA-1.5 7B and one layer more.
+576 vision tokens). With `--size 4096 --layers 32 --device cuda` it has the shape of LLaVA-1.5 7B, in
+bfloat16; there the documents also run with 5 GiB for statistics, as a card of 24 GB has.
 """
 
 import argparse
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
+from mir_task.passes import Whole
+
+ALONE = "the adapter alone"
+WAYS: dict[str, dict[str, Any]] = {
+    "MIR, no standard error": {"mir_groups": 0},
+    "MIR by default (5 groups)": {},
+}
+SHORT = {"MIR by default, 5 GiB for statistics": {"mir_accelerator_memory": 5.0}}
 
 
-def main() -> None:
-    """Print the times."""
-    from lmms_eval.models import get_model
+class Run(NamedTuple):
+    """What one way took."""
 
-    from mir_task.adapter import Adapter
-    from mir_task.harness import MIRTask, adapter_documents, mir_prefill
+    seconds: float
+    whole: Whole | None
+    """What was measured; None of the adapter alone."""
+    peak: float
+    """Bytes on the accelerator."""
 
-    def task(groups: int) -> Any:
-        keys = {"mir_base": "mir_demo", "mir_documents": documents, "mir_groups": groups}
-        made = MIRTask({"task": f"mir_{groups}", **keys})
-        made.build_all_requests(rank=0, world_size=1)
-        lm.task_dict[made.name] = made.dataset
-        return made
 
-    def keep(_: Any, made: Any, whole: Any) -> None:
-        made.result, of_distances[made.name] = whole.result, whole.seconds
-
-    def without(made: Any) -> None:
-        adapter = Adapter(lm, made.settings)
-        with torch.no_grad():
-            for document in adapter_documents(made, made.instances):
-                adapter.send([document], "assistant_chat")
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--documents", type=int, default=100)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    documents, device = options.documents, options.device
-    of_distances: dict[str, float] = {}
+def checkpoint(folder: Path, size: int, layers: int, device: str) -> str:
+    """Arguments of the adapter for a LLaVA of that shape in a folder."""
     of_seven_billion: dict[str, Any] = {}
     if device != "cpu":
-        heads = options.size // 128
+        heads = max(size // 128, 1)
         of_seven_billion = {
             "text": {
-                "intermediate_size": options.size * 43 // 16,
+                "intermediate_size": size * 43 // 16,
                 "num_attention_heads": heads,
                 "num_key_value_heads": heads,
             },
@@ -68,41 +58,97 @@ def main() -> None:
             "dtype": torch.bfloat16,
             "device": device,
         }
+    make_llava(folder, hidden_size=size, layers=layers, image_size=336, **of_seven_billion)
+    return f"pretrained={folder},device={device},device_map={device},dtype=auto"
+
+
+def measured(
+    arguments: str, ways: dict[str, dict[str, Any]], documents: int, repeats: int, device: str
+) -> dict[str, Run]:
+    """The adapter alone and with MIR in several ways, taken in turns."""
+    from lmms_eval.models import get_model
+
+    from mir_task.adapter import Adapter
+    from mir_task.harness import MIRTask, adapter_documents, mir_prefill
+
+    lm = get_model("llava_hf", False).create_from_arg_string(arguments)
+    wholes: dict[str, Whole] = {}
+    peaks: dict[str, float] = {}
+
+    def task(name: str, keys: dict[str, Any]) -> Any:
+        made = MIRTask({"task": name, "mir_base": "mir_demo", "mir_documents": documents, **keys})
+        made.build_all_requests(rank=0, world_size=1)
+        lm.task_dict[made.name] = made.dataset
+        return made
+
+    def keep(_: Any, made: Any, whole: Whole) -> None:
+        made.result, wholes[made.name] = whole.result, whole
+
+    def watched(name: str, run: Callable[[], object]) -> Callable[[], None]:
+        def way() -> None:
+            if device == "cpu":
+                run()
+                return
+            torch.cuda.reset_peak_memory_stats()
+            run()
+            torch.cuda.synchronize()
+            peaks[name] = torch.cuda.max_memory_allocated()
+
+        return way
+
+    def without(made: Any) -> None:
+        adapter = Adapter(lm, made.settings)
+        with torch.no_grad():
+            for document in adapter_documents(made, made.instances):
+                adapter.send([document], "assistant_chat")
+
+    tasks = {name: task(f"mir_{n}", keys) for n, (name, keys) in enumerate(ways.items())}
+    plain = next(iter(tasks.values()))
+    runs = {ALONE: watched(ALONE, lambda: without(plain))}
+    for name, made in tasks.items():
+        runs[name] = watched(name, lambda made=made: mir_prefill(lm, made.instances))
+    with mock.patch("mir_task.harness._conclude", keep):
+        seconds = in_turns(runs, repeats=repeats)
+    found = {name: wholes[made.name] for name, made in tasks.items()}
+    return {n: Run(taken, found.get(n), peaks.get(n, 0.0)) for n, taken in seconds.items()}
+
+
+def show(runs: dict[str, Run], documents: int) -> None:
+    """Print a table."""
+    print(
+        f"\n| {documents} documents | seconds | times the adapter | forwards | distances | passes | GB |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, run in runs.items():
+        ratio, cells = run.seconds / runs[ALONE].seconds, ["", "", ""]
+        if run.whole is not None:
+            passes = ", ".join(f"{len(p['layers'])} {p['keeps']}" for p in run.whole.plan["passes"])
+            cells = [f"{run.whole.measured.seconds:.2f}", f"{run.whole.seconds:.2f}", passes]
+        peak = f"{run.peak / 1e9:.1f}" if run.peak else ""
+        print(f"| {name} | {run.seconds:.2f} | {ratio:.2f} | {' | '.join(cells)} | {peak} |")
+    for name, run in runs.items():
+        if run.whole is not None:
+            stderr = run.whole.result.mir_stderr
+            print(f"{name}: MIR {run.whole.result.mir:.9f}, standard error {stderr}")
+
+
+def main() -> None:
+    """Print the times."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    print(f"threads: {threads()}, torch {torch.__version__}")
+    ways = WAYS if options.device == "cpu" else {**WAYS, **SHORT}
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        make_llava(
-            Path(folder),
-            hidden_size=options.size,
-            layers=options.layers,
-            image_size=336,
-            **of_seven_billion,
-        )
-        arguments = f"pretrained={folder},device={device},device_map={device},dtype=auto"
-        lm = get_model("llava_hf", False).create_from_arg_string(arguments)
-        plain, grouped = task(0), task(5)
-        print(f"threads: {threads()}")
-        ways = {
-            "the adapter alone": lambda: without(plain),
-            "with MIR": lambda: mir_prefill(lm, plain.instances),
-            "with MIR and its standard error (5 groups)": lambda: mir_prefill(lm, grouped.instances),
-        }
-        with mock.patch("mir_task.harness._conclude", keep):
-            seconds = in_turns(ways, repeats=options.repeats)
-        print(f"\n| {documents} documents | seconds | beyond the adapter alone | of which distances |")
-        print("|---|---:|---:|---:|")
-        tasks = dict(zip(seconds, (None, plain, grouped), strict=True))
-        for name, value in seconds.items():
-            share = value / seconds["the adapter alone"] - 1
-            made = tasks[name]
-            distances = "" if made is None else f"{of_distances[made.name]:.2f}"
-            print(f"| {name} | {value:.2f} | {share:.1%} | {distances} |")
-        layers = plain.result.layers[0]
-        print(f"\n{layers.vision_tokens} vision and {layers.text_tokens} text tokens")
-        if device != "cpu":
-            used, weights = (
-                read(device) / 1e9
-                for read in (torch.cuda.max_memory_allocated, torch.cuda.memory_allocated)
-            )
-            print(f"{used:.1f} GB at the peak, {weights:.1f} GB of weights")
+        arguments = checkpoint(Path(folder), options.size, options.layers, options.device)
+        runs = measured(arguments, ways, options.documents, options.repeats, options.device)
+    show(runs, options.documents)
+    print(f"{time.perf_counter() - started:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Models:
 
     def measure(self, documents: int, groups: int) -> list[MIRResult]:
         """MIR of both models on one draw."""
-        meters = [MIRMeter(groups=groups, late="count") for _ in range(2)]
+        meters = [MIRMeter(groups=groups) for _ in range(2)]
         for number in range(documents):
             for meter, rows in zip(meters, self.document(), strict=True):
                 meter.update(number, rows[:LAYERS], rows[LAYERS:], group=number)

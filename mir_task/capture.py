@@ -279,10 +279,12 @@ class _PendingForward:
     def _places_on(self, device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
         """Of the vision and text tokens of each sequence, sent to a device once for all its layers."""
         if device not in self._places:
-            self._places[device] = {
-                row: (_places(sequence.vision).to(device), _places(sequence.text).to(device))
-                for row, sequence in self.sequences.items()
-            }
+            masks = [mask for s in self.sequences.values() for mask in (s.vision, s.text)]
+            places = [mask.nonzero().squeeze(1) for mask in masks]
+            moved = torch.split(torch.cat(places).to(device), [len(part) for part in places])
+            self._places[device] = dict(
+                zip(self.sequences, zip(moved[::2], moved[1::2], strict=True), strict=True)
+            )
         return self._places[device]
 
     def prefills(self) -> list[Prefill]:
@@ -313,12 +315,9 @@ def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor | None:
     return torch.cat(losses).cpu()
 
 
-def _places(mask: Tensor) -> Tensor:
-    return mask.nonzero().squeeze(1)
-
-
 def _rows(hidden: Tensor, places: Tensor, device: torch.device) -> Tensor:
-    return hidden.detach()[places].to(device)
+    rows = hidden.detach()[places]
+    return rows if rows.device == device else rows.to(device)
 
 
 class Tokenizer(Protocol):

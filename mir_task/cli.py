@@ -157,13 +157,11 @@ def check(
 @click.option(
     "--documents", type=click.IntRange(min=1), help="To draw from; twice the largest size if left out."
 )
-@click.option("--memory", type=float, help="GiB for statistics; half of what is free if left out.")
 @click.option(
-    "--passes",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Groups of layers, for each of which the documents run once.",
+    "--memory",
+    type=float,
+    help="GiB for rows, where each layer runs; half of what is free if left out. The documents run once "
+    "for every few layers whose rows fit.",
 )
 @click.option(
     "--output_path", type=click.Path(file_okay=False, path_type=Path), help="Folder for a JSON file."
@@ -179,7 +177,6 @@ def samples(
     draws: int,
     documents: int | None,
     memory: float | None,
-    passes: int,
     output_path: Path | None,
 ) -> None:
     """MIR by the number of documents, as in the paper's Table 6, from one set of forwards.
@@ -192,9 +189,7 @@ def samples(
 
     config = _config(task, include_path)
     lm = checking.load(model, model_args, force_simple=force_simple, batch_size=batch_size)
-    taken = sampling.samples(
-        lm, config, sizes=sizes, draws=draws, documents=documents, memory=memory, passes=passes
-    )
+    taken = sampling.samples(lm, config, sizes=sizes, draws=draws, documents=documents, memory=memory)
     click.echo(taken.table())
     if output_path is not None:
         content = {"task": task, "model": model, "model_args": model_args, **taken.to_dict()}
@@ -424,6 +419,7 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
             "norm_ratio",
             "centroid_distance",
             "mean_cosine",
+            "participation_ratio",
             "effective_rank",
             "cka",
             "mmd2",

@@ -19,6 +19,16 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     return float(a @ b) / norms if norms else None
 
 
+def participation_ratio(gaussian: Gaussian) -> float:
+    r"""Participation ratio of a covariance: :math:`(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2`.
+
+    How many directions the tokens use, as `effective_rank`, with large eigenvalues counting for more;
+    it takes no eigenvalues. 0 where all tokens are equal.
+    """
+    squares = gaussian.square_trace()
+    return gaussian.trace() ** 2 / squares if squares else 0.0
+
+
 @full_precision()
 def effective_rank(gaussian: Gaussian) -> float:
     r"""Effective rank of a covariance (Roy and Vetterli 2007): :math:`\exp(-\sum_i p_i \log p_i)`.
@@ -37,7 +47,11 @@ def effective_rank(gaussian: Gaussian) -> float:
     else:
         assert gaussian.covariance is not None
         matrix = (gaussian.covariance / trace).to(dtype)
-    if matrix.is_cuda and spectrum.suits(matrix) and (entropy := spectrum.entropy(matrix)) is not None:
+    if (
+        matrix.is_cuda
+        and spectrum.is_supported(matrix)
+        and (entropy := spectrum.entropy(matrix)) is not None
+    ):
         return math.exp(entropy)
     shares = torch.linalg.eigvalsh(matrix.float()).clamp(min=0).double()
     return math.exp(float(torch.special.entr(shares / shares.sum()).sum()))

@@ -2,10 +2,10 @@
 
 import atexit
 import contextlib
-import io
+import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -103,38 +103,59 @@ def all_gather(part: Part) -> list[Part]:
     return parts
 
 
-def gather(part: Part, to: int = 0, device: torch.device | None = None) -> list[Part] | None:
-    """All processes' parts, in the order of ranks, on one process; None on the others.
-
-    Args:
-        part: of any type; tensors may be on any device.
-        to: rank of the process.
-        device: there of the tensors that are not on the CPU; the CPU where None.
-    """
-    size = world_size()
-    if size == 1:
-        return [part]
-    received: list[bytes] | None = [b""] * size if rank() == to else None
-    dist.gather_object(_packed(part), received, dst=to)
-    return None if received is None else [_unpacked(other, device) for other in received]
+# Numbers that are exchanged at a time, where they have to be moved for it.
+_PIECE = 2**24
 
 
-def _packed(part: Any) -> bytes:
-    """A part as bytes."""
-    written = io.BytesIO()
-    torch.save(part, written)
-    return written.getvalue()
+class Connected:
+    """The processes of torch.distributed, as `mir_task.statistics` knows them."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return rank()
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return world_size()
+
+    def gather(self, part: Part) -> list[Part]:
+        """All processes' parts, in the order of ranks, on all of them; tensors must be on the CPU."""
+        return all_gather(part)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Add the other processes' tensors to this one in place, on all of them."""
+        if world_size() > 1:
+            _in_pieces(tensor, dist.all_reduce)
+
+    def add_to(self, tensor: torch.Tensor, rank: int) -> None:
+        """Add the other processes' tensors to this one in place, on the process of that rank.
+
+        On the others it holds nothing of use afterwards.
+        """
+        if world_size() > 1:
+            _in_pieces(tensor, functools.partial(dist.reduce, dst=rank))
+
+    def guard(self) -> contextlib.AbstractContextManager[None]:
+        """Raise on every process what one raises inside, where nothing is exchanged."""
+        return on_every_rank()
 
 
-def _unpacked(received: bytes, device: torch.device | None) -> Any:
-    """The part, with tensors that were not on the CPU on that device; all on the CPU where None."""
+CONNECTED = Connected()
 
-    def place(storage: Any, location: str) -> Any:
-        if location == "cpu" or device is None:
-            return storage
-        return torch.serialization.default_restore_location(storage, str(device))  # type: ignore[no-untyped-call]
 
-    return torch.load(io.BytesIO(received), map_location=place, weights_only=False)
+def _in_pieces(tensor: torch.Tensor, exchange: Callable[[torch.Tensor], Any]) -> None:
+    """Exchange a contiguous tensor where the backend can, in a dtype that it can add."""
+    backend = dist.get_backend()
+    place = {"nccl": torch.device("cuda"), "gloo": torch.device("cpu")}.get(backend, tensor.device)
+    # Gloo of some releases adds no bfloat16; numbers that half precision holds float32 holds too.
+    dtype = torch.float32 if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.dtype
+    for piece in torch.split(tensor.view(-1), _PIECE):
+        moved = piece.to(place, dtype)
+        exchange(moved)
+        if moved is not piece:
+            piece.copy_(moved)
 
 
 def _store() -> Any:

@@ -267,6 +267,7 @@ def _conclude(lm: lmms, task: MIRTask, whole: Whole) -> None:
         "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
         "skipped": measured.skipped,
         "warnings": [*warnings, *whole.notes],
+        "plan": whole.plan,
         "versions": versions(),
         "seconds": {"forwards": measured.seconds, "metric": whole.seconds},
     }

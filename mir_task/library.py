@@ -54,7 +54,7 @@ def measure(
         name: for progress bars and messages.
         bars: whether to show progress bars.
         settings: as the keys of a MIR task, without their `mir_`: `modality`, `placement`, `outliers`,
-            `groups`, `text_rows`, `caption_ppl`, `on_error`, `extras`, `late_outliers`, `host_memory`,
+            `groups`, `text_rows`, `caption_ppl`, `on_error`, `extras`, `host_memory`,
             `accelerator_memory`.
 
     Raises:

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mir_task import halves
-from mir_task.diagnostics import cosine, effective_rank
+from mir_task.diagnostics import cosine, effective_rank, participation_ratio
 from mir_task.errors import MIRError
 from mir_task.frechet import FrechetTerms, Gaussian, frechet_terms
 
@@ -69,8 +68,13 @@ class LayerResult:
     """d, of the hidden states."""
     mean_cosine: float | None = None
     """Cosine of mu_v and mu_t; None where one of them is zero."""
+    vision_participation_ratio: float | None = None
+    """Of S_v, between 1 and d: Tr(S)^2 / Tr(S^2); 0 where all tokens are equal."""
+    text_participation_ratio: float | None = None
+    """Of S_t."""
     vision_effective_rank: float | None = None
-    """Of S_v, between 1 and d: exp of the entropy of its normalised eigenvalues."""
+    """Of S_v, between 1 and d: exp of the entropy of its normalised eigenvalues, where `mir_extras` asks
+    for `entropy_rank`."""
     text_effective_rank: float | None = None
     """Of S_t."""
     cka: float | None = None
@@ -123,8 +127,6 @@ class MeasuredLayer(NamedTuple):
     result: LayerResult
     left_out: tuple[float, ...] = ()
     """F_k of all documents but those of one group, for each group."""
-    late_tokens: int = 0
-    """Tokens that were folded in before they turned out outliers."""
     rows: tuple[Tensor, Tensor] | None = None
     """Raw rows [n, d] of some vision and some text tokens, where they were asked for."""
 
@@ -137,8 +139,6 @@ class MIRResult:
     outliers: str = "replace"
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
     """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
-    late_tokens: int = 0
-    """Tokens that `MIRMeter` folded in before they turned out outliers; see there."""
     caption_loss: float | None = None
     """Mean loss of the tokens of the documents' own texts after their media, in nats, where
     `mir_caption_ppl` asks for it; a baseline of the paper's figure 1."""
@@ -157,7 +157,6 @@ class MIRResult:
             layers=results,
             outliers=outliers,
             leave_one_group_out=tuple(zip(*(layer.left_out for layer in layers), strict=True)),
-            late_tokens=sum(layer.late_tokens for layer in layers),
         )
 
     @property
@@ -220,7 +219,6 @@ class MIRResult:
             ],
             "half_layers": list(self.half_layers),
             "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
-            "late_tokens": self.late_tokens,
             "caption_loss": self.caption_loss,
             "caption_ppl": self.caption_ppl,
         }
@@ -232,7 +230,6 @@ class MIRResult:
             layers=tuple(LayerResult.from_dict(layer) for layer in values["layers"]),
             outliers=values["outliers"],
             leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
-            late_tokens=values["late_tokens"],
             caption_loss=values.get("caption_loss"),
         )
 
@@ -284,41 +281,34 @@ def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
             )
 
 
-def token_norms(layer: int, modality: str, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """L2 norms [n] of tokens [n, d], summed in `dtype`.
+def token_norms(layers: Mapping[str, Mapping[int, Tensor]]) -> dict[str, list[Tensor]]:
+    """L2 norms [n], float64, of tokens [n, d] by modality and layer number, on the tokens' devices.
+
+    An accelerator is waited for once.
 
     Raises:
         MIRError: NaN or infinity among the tokens, which their norms show.
     """
-    norms = _norms(tokens, dtype)
-    if not norms.isfinite().all():
-        raise MIRError(
-            f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
-            "load the model in bfloat16 or float32 (float16 overflows in many models)"
-        )
-    return norms
-
-
-def host_norms(layers: Mapping[int, Tensor], modality: str) -> list[Tensor]:
-    """`token_norms` [n] on the CPU of several layers' tokens, by number, at the cost of one transfer.
-
-    Summed in float32 where rows are half-precision: these carry errors that it does not add to.
-    """
-    dtypes = [torch.float32 if rows.element_size() < 4 else torch.float64 for rows in layers.values()]
-    parts = [_norms(rows, dtype) for rows, dtype in zip(layers.values(), dtypes, strict=True)]
-    norms = torch.cat([part.to(parts[0].device) for part in parts]).cpu()
-    if not norms.isfinite().all():
-        for (number, rows), dtype in zip(layers.items(), dtypes, strict=True):
-            token_norms(number, modality, rows, dtype)
-    # Each with memory of its own, which is let go of when they are put together.
-    return [part.clone() for part in torch.split(norms, [len(part) for part in parts])]
-
-
-def _norms(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    if halves.suit(tokens) and dtype == torch.float32:
-        return halves.norms(tokens)
-    norms: Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=dtype)
-    return norms
+    norms: dict[str, list[Tensor]] = {}
+    for modality, of_layers in layers.items():
+        norms[modality] = [
+            torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in of_layers.values()
+        ]
+    together: dict[torch.device, list[Tensor]] = {}
+    for part in (part for parts in norms.values() for part in parts):
+        together.setdefault(part.device, []).append(part)
+    if all(bool(torch.cat(parts).isfinite().all()) for parts in together.values()):
+        return norms
+    layer, modality = next(
+        (number, modality)
+        for modality, parts in norms.items()
+        for number, part in zip(layers[modality], parts, strict=True)
+        if not part.isfinite().all()
+    )
+    raise MIRError(
+        f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
+        "load the model in bfloat16 or float32 (float16 overflows in many models)"
+    )
 
 
 class Modality(NamedTuple):
@@ -349,25 +339,50 @@ def check_enough(layer: int, modality: str, tokens: int) -> None:
         )
 
 
-def text_centric_terms(layer: int, vision: Modality, text: Modality) -> FrechetTerms:
-    """Terms of one layer's distance, after division by the mean text norm (eq. 2).
+def text_centric_terms(
+    layer: int, vision: Modality, text: Modality, near: FrechetTerms | None = None
+) -> tuple[FrechetTerms, FrechetTerms]:
+    """Terms of one layer's distance, after division by the mean text norm (eq. 2), and before.
+
+    Args:
+        layer: number of the layer.
+        vision: its vision tokens.
+        text: its text tokens.
+        near: terms before the division, as `frechet_terms` takes them.
 
     Raises:
-        MIRError: text tokens whose norms are all zero.
+        MIRError: text tokens whose norms are all zero, or terms that are not finite.
     """
     if text.norm == 0:
         raise MIRError(f"layer {layer}: every text token is zero, so there is no text norm")
-    return frechet_terms(vision.gaussian, text.gaussian).scaled(1 / text.norm)
+    terms = frechet_terms(vision.gaussian, text.gaussian, near)
+    scaled = terms.scaled(1 / text.norm)
+    if not all(map(math.isfinite, (scaled.distance, scaled.error, scaled.product))):
+        raise MIRError(
+            f"layer {layer}: the distance is {scaled.distance}, its error {scaled.error}: hidden states "
+            f"of mean norms {vision.norm:.3g} (vision) and {text.norm:.3g} (text) are too large or too "
+            "small to compute with"
+        )
+    return scaled, terms
 
 
-def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
-    """One layer's result.
+def layer_result(
+    layer: int, vision: Modality, text: Modality, *, entropy: bool = False
+) -> tuple[LayerResult, FrechetTerms]:
+    """One layer's result, and the terms of its distance before the division by the text norm.
+
+    Args:
+        layer: number of the layer.
+        vision: its vision tokens.
+        text: its text tokens.
+        entropy: whether the effective ranks by entropy are computed.
 
     Raises:
         MIRError: as `text_centric_terms`.
     """
-    terms = text_centric_terms(layer, vision, text)
-    return LayerResult(
+    terms, raw = text_centric_terms(layer, vision, text)
+    ranks = [effective_rank(tokens.gaussian) if entropy else None for tokens in (vision, text)]
+    result = LayerResult(
         layer=layer,
         frechet=terms.distance,
         frechet_error=terms.error,
@@ -383,9 +398,12 @@ def layer_result(layer: int, vision: Modality, text: Modality) -> LayerResult:
         text_norm=text.norm,
         dimensions=len(text.gaussian.mean),
         mean_cosine=cosine(vision.gaussian.mean, text.gaussian.mean),
-        vision_effective_rank=effective_rank(vision.gaussian),
-        text_effective_rank=effective_rank(text.gaussian),
+        vision_participation_ratio=participation_ratio(vision.gaussian),
+        text_participation_ratio=participation_ratio(text.gaussian),
+        vision_effective_rank=ranks[0],
+        text_effective_rank=ranks[1],
     )
+    return result, raw
 
 
 def _check_not_zero(layers: Sequence[LayerResult]) -> None:
@@ -430,8 +448,8 @@ def modality_integration_rate(
         modalities = []
         for modality, tokens in zip(("vision", "text"), rows, strict=True):
             check_enough(number, modality, len(tokens))
-            values = tokens.to(dtype or torch.float64)
-            norms = token_norms(number, modality, values, values.dtype)
-            modalities.append(Modality.from_tokens(values, norms, outliers))
-        layers.append(MeasuredLayer(layer_result(number, *modalities)))
+            values = tokens.detach().to(dtype or torch.float64)
+            norms = token_norms({modality: {number: values}})[modality][0]
+            modalities.append(Modality.from_tokens(values, norms.to(values.dtype), outliers))
+        layers.append(MeasuredLayer(layer_result(number, *modalities)[0]))
     return MIRResult.of_layers(layers, outliers)

@@ -1,16 +1,15 @@
 """All passes over the documents, on all processes together.
 
-Mostly there is one. The documents run again for layers that did not fit into memory beside the others
-(`mir_task.budget`), and for layers whose outliers could not be told in one pass (`mir_task.moments`).
-After each pass the processes merge their statistics layer by layer, each layer on one of them, which
-computes its distance.
+Mostly there is one. The documents run again for layers whose rows did not fit into memory beside the
+others (`mir_task.budget`). After each pass the processes exchange what their statistics tell, layer by
+layer, and each layer's distance is computed on one of them.
 """
 
 import dataclasses
+import functools
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from loguru import logger
@@ -18,22 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mir_task import budget
-from mir_task.distributed import (
-    all_gather,
-    gather,
-    on_every_rank,
-    rank,
-    stop_if_another_failed,
-    world_size,
-)
+from mir_task.distributed import CONNECTED, all_gather, on_every_rank, rank
 from mir_task.errors import MIRError
 from mir_task.measurement import Measurement, measure
-from mir_task.meter import MIRMeter, groups_to_leave_out
 from mir_task.metric import MeasuredLayer, MIRResult
-from mir_task.moments import KnownLayer, LayerStatistics
 from mir_task.placement import Document
 from mir_task.reader import Reader
 from mir_task.settings import Measuring
+from mir_task.statistics.finish import distances, groups_to_leave_out, learn
+from mir_task.statistics.layers import KnownLayer, LayerRows
+from mir_task.statistics.meter import MIRMeter
 
 
 class Whole(NamedTuple):
@@ -47,6 +40,8 @@ class Whole(NamedTuple):
     """Wall time of merging and computing."""
     rows: dict[int, tuple[Tensor, Tensor]]
     """By layer number: rows [n, d] of some vision and some text tokens, where they were asked for."""
+    plan: dict[str, Any]
+    """Where statistics lived, in how much memory, and what each pass measured."""
 
 
 def measure_together(
@@ -69,135 +64,180 @@ def measure_together(
     Raises:
         MIRError: on every process alike, when one of them cannot go on.
     """
-    reader, plan = _common_plan(make_reader, settings)
-    notes = list(plan.notes)
-    _log(name, notes)
-    todo = deque(plan.passes)
-    known: dict[int, KnownLayer] = {}
-    done: dict[int, MeasuredLayer] = {}
-    own, seconds = Measurement(), 0.0
-    while todo:
-        numbers = todo.popleft()
-        meter = MIRMeter(
-            outliers=settings.mir_outliers,
-            groups=plan.groups,
-            late="raise" if settings.mir_late_outliers == "second_pass" else "count",
-            numbers=numbers,
-            known=known,
-            sample_rows=settings.mir_sample_rows,
-            extras=settings.mir_extras,
-        )
-        with on_every_rank():
-            part = measure(
-                reader,
-                [document for document in documents if document.id not in own.skipped],
-                meter,
-                {number: plan.devices[number] for number in numbers},
-                settings,
-                name,
-                bars=bars,
-            )
-            own.merge(part)
-            own.seconds += part.seconds
-        if (done or known) and any(all_gather(bool(part.skipped))):
-            _log(name, ["a document that was counted is left out after all, so all run again"])
-            todo = deque(plan.passes)
-            done.clear()
-            known.clear()
+    run = _Run(make_reader, documents, settings, name, bars=bars)
+    planned: budget.Pass | None = run.first
+    while planned is not None:
+        meter = run.count(planned)
+        if meter is None:
+            planned = run.first
             continue
-        started = time.perf_counter()
-        left_out = _groups(meter, own, name)
-        computed, late = _compute(_share(meter, plan), meter, left_out, f"{name}: layers", bars)
-        done |= computed
-        seconds += time.perf_counter() - started
-        if late:
-            known |= late
-            todo.appendleft(tuple(sorted(late)))
-            moved = f"the outliers' bounds moved in {len(late)} layer(s)"
-            _log(name, [f"{moved}, so the documents run once more for them"])
-    if plan.groups and not left_out:
-        notes.append(f"mir_stderr is N/A: fewer documents than its {plan.groups} groups; set mir_groups")
-        _log(name, notes[-1:])
-    measured, *others = all_gather(own)
+        run.finish(meter, planned)
+        planned = run.next()
+    measured, *others = all_gather(run.own)
     with on_every_rank():
         for other in others:
             measured.merge(other)
         result = dataclasses.replace(
-            MIRResult.of_layers(done.values(), settings.mir_outliers), caption_loss=measured.caption_loss
+            MIRResult.of_layers(run.done.values(), settings.mir_outliers),
+            caption_loss=measured.caption_loss,
         )
     if settings.mir_caption_ppl and result.caption_loss is None:
-        notes.append(
-            f"caption_ppl is N/A: the forwards of {type(reader.model).__name__} return no logits, or "
-            "some that are not finite"
+        run.note(
+            f"caption_ppl is N/A: the forwards of {type(run.reader.model).__name__} return no logits, "
+            "or some that are not finite"
         )
-        _log(name, notes[-1:])
-    rows = {number: layer.rows for number, layer in done.items() if layer.rows is not None}
-    return Whole(result, measured, notes, seconds, rows)
+    rows = {number: layer.rows for number, layer in run.done.items() if layer.rows is not None}
+    return Whole(result, measured, run.notes, run.seconds, rows, run.plan())
 
 
-def _common_plan(make_reader: Callable[[], Reader], settings: Measuring) -> tuple[Reader, budget.Plan]:
-    """The same groups and passes on every process, each with its own reader and devices."""
-    with on_every_rank():
-        reader = make_reader()
-        devices = budget.layer_devices(reader.decoder)
-        own = budget.room(devices, settings.mir_host_memory, settings.mir_accelerator_memory)
-    room = budget.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))
-    with on_every_rank():
-        return reader, budget.plan(devices, budget.shape(reader.decoder), room, settings.mir_groups)
+class _Run:
+    """The passes over a task's documents; arguments as `measure_together`."""
+
+    def __init__(
+        self,
+        make_reader: Callable[[], Reader],
+        documents: list[Document],
+        settings: Measuring,
+        name: str,
+        *,
+        bars: bool,
+    ) -> None:
+        self.documents = documents
+        self.settings = settings
+        self.name = name
+        self.bars = bars
+        self.notes: list[str] = []
+        self.own = Measurement()
+        """Of this process's documents."""
+        self.seconds = 0.0
+        with on_every_rank():
+            self.reader = make_reader()
+            devices = budget.layer_devices(self.reader.decoder)
+            memory = settings.mir_host_memory, settings.mir_accelerator_memory
+            own = budget.room(devices.values(), *memory)
+            self.shape = budget.shape(self.reader.decoder)
+        self.room = budget.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))
+        with on_every_rank():
+            self.places = budget.places(devices, self.shape, self.room, settings.mir_groups)
+        self.first = budget.Pass(tuple(devices), "rows", {})
+        self._start()
+        for note in self.places.notes:
+            self.note(note)
+
+    def _start(self) -> None:
+        self.done: dict[int, MeasuredLayer] = {}
+        self.passes: list[budget.Pass] = []
+        self._planned: list[budget.Pass] = []
+        self._known: dict[int, KnownLayer] = {}
+        self._left_out: list[int] = []
+        self._tokens = 0
+
+    def note(self, text: str) -> None:
+        """Log what a reader of the value should know, and keep it."""
+        self.notes.append(text)
+        if rank() == 0:
+            logger.warning(f"{self.name}: {text}")
+
+    def count(self, planned: budget.Pass) -> MIRMeter | None:
+        """Run the documents once; None if one that was counted before cannot be counted any more."""
+        meter = MIRMeter(
+            outliers=self.settings.mir_outliers,
+            groups=self.places.groups,
+            memory={device: self.room.on(device) for device in self.places.devices.values()},
+            numbers=planned.layers,
+            known={n: self._known[n] for n in planned.layers} if planned.keeps == "sums" else {},
+            sample_rows=self.settings.mir_sample_rows,
+            extras=self.settings.mir_extras,
+        )
+        with on_every_rank():
+            part = measure(
+                self.reader,
+                [document for document in self.documents if document.id not in self.own.skipped],
+                meter,
+                {number: self.places.devices[number] for number in planned.layers},
+                self.settings,
+                self.name,
+                bars=self.bars,
+            )
+            self.own.merge(part)
+            self.own.seconds += part.seconds
+        if self.passes and any(all_gather(bool(part.skipped))):
+            self.note("a document that was counted is left out after all, so all run again")
+            self._start()
+            return None
+        return meter
+
+    def finish(self, meter: MIRMeter, planned: budget.Pass) -> None:
+        """Measure the layers whose rows all processes kept, or whose sums they have."""
+        started = time.perf_counter()
+        layers = {number: meter.take(number) for number in planned.layers}
+        known, kept, taken = meter.known, set(layers), planned.bytes
+        if planned.keeps == "rows":
+            self._check_documents(meter)
+            rows = {number: layer for number, layer in layers.items() if isinstance(layer, LayerRows)}
+            known = learn(rows, meter.choices, meter.options, CONNECTED)
+            for of_process in all_gather({n for n, layer in rows.items() if layer.kept}):
+                kept &= of_process
+            taken = _bytes(rows, self.places)
+        if not self.passes:
+            self._learn_of_all(known, layers)
+        elif not kept:
+            raise MIRError(
+                f"{self.name}: the rows of layers {planned.layers} outgrew the room planned for them"
+            )
+        self.passes.append(budget.Pass(tuple(sorted(kept)), planned.keeps, taken))
+        turns = {number: layers.pop(number) for number in sorted(kept)}
+        del layers  # so that a layer's rows are freed after its turn
+        bar = functools.partial(tqdm, desc=f"{self.name}: layers", disable=not self.bars or rank() != 0)
+        self.done |= distances(turns, known, self._left_out, meter.options, CONNECTED, bar)
+        self.seconds += time.perf_counter() - started
+
+    def next(self) -> budget.Pass | None:
+        """The next pass; None once all layers are measured."""
+        if not self._planned:
+            left = self.places.devices.keys() - self.done.keys()
+            self._planned = budget.later_passes(self.places, self.shape, self.room, self._tokens, left)
+            if self._planned and len(self.passes) == 1:
+                self.note(budget.passes_note(self.places, self.room, [*self.passes, *self._planned]))
+        return self._planned.pop(0) if self._planned else None
+
+    def plan(self) -> dict[str, Any]:
+        """For the side file."""
+        devices = self.places.devices
+        return {
+            "room_gib": {str(d): self.room.on(d) for d in sorted(set(devices.values()), key=str)},
+            "places": {number: str(device) for number, device in devices.items()},
+            "groups": self.places.groups,
+            "passes": [each.to_dict() for each in self.passes],
+        }
+
+    def _check_documents(self, meter: MIRMeter) -> None:
+        """Raise MIRError where no process has a document."""
+        parts = all_gather((len(meter), next(iter(self.own.skipped.values()), None)))
+        if not any(count for count, _ in parts):
+            reason = next((reason for _, reason in parts if reason), "the run has none")
+            raise MIRError(f"{self.name}: no document could be measured; the first: {reason}")
+
+    def _learn_of_all(self, known: dict[int, KnownLayer], layers: Mapping[int, Any]) -> None:
+        """Keep what the first pass tells of all layers."""
+        self._known = known
+        of_layer = next(iter(layers.values()))
+        self._tokens = max(
+            all_gather(sum(len(norms) for of in of_layer.modalities for norms in of.norms))
+        )
+        self.shape = budget.Shape(
+            self.shape.size, next(iter(known.values())).text.thresholds.element_size()
+        )
+        groups = groups_to_leave_out(known.values(), self.places.groups)
+        if isinstance(groups, str):
+            self.note(f"mir_stderr is N/A: {groups}; set mir_groups")
+        else:
+            self._left_out = groups
 
 
-def _groups(meter: MIRMeter, own: Measurement, name: str) -> list[int]:
-    """Groups of the jackknife that the documents of all processes make up.
-
-    Raises:
-        MIRError: no process has a document.
-    """
-    parts = all_gather((list(meter.documents.values()), next(iter(own.skipped.values()), None)))
-    if not any(groups for groups, _ in parts):
-        reason = next((reason for _, reason in parts if reason), "the run has none")
-        raise MIRError(f"{name}: no document could be measured; the first: {reason}")
-    return groups_to_leave_out([group for groups, _ in parts for group in groups], meter.groups)
-
-
-def _share(meter: MIRMeter, plan: budget.Plan) -> dict[int, list[LayerStatistics]]:
-    """The layers that this process is to compute: the statistics of each process."""
-    share = {}
-    for position, number in enumerate(meter.numbers or ()):
-        layer = meter.layer(number)
-        del meter.layers[number]
-        parts = gather(layer, to=position % world_size(), device=plan.devices[number])
-        if parts is not None:
-            share[number] = parts
-    return share
-
-
-def _compute(
-    share: dict[int, list[LayerStatistics]],
-    meter: MIRMeter,
-    left_out: list[int],
-    name: str,
-    bars: bool,
-) -> tuple[dict[int, MeasuredLayer], dict[int, KnownLayer]]:
-    """All processes' layers, and what is known of those that take a second pass."""
-    computed: dict[int, MeasuredLayer] = {}
-    late: dict[int, KnownLayer] = {}
-    with on_every_rank():
-        for number in tqdm(sorted(share), desc=name, disable=not bars or rank() != 0):
-            stop_if_another_failed()
-            layer, *others = share.pop(number)
-            for other in others:
-                layer.merge(other)
-            if meter.late == "raise" and layer.needs_second_pass():
-                late[number] = layer.known()
-            else:
-                computed[number] = layer.measured(number, left_out, torch.float64)
-    parts = all_gather((computed, late))
-    return (
-        {number: layer for layers, _ in parts for number, layer in layers.items()},
-        {number: layer for _, layers in parts for number, layer in layers.items()},
-    )
-
-
-def _log(name: str, notes: Iterable[str]) -> None:
-    for note in notes if rank() == 0 else ():
-        logger.warning(f"{name}: {note}")
+def _bytes(layers: Mapping[int, LayerRows], places: budget.Places) -> dict[torch.device, int]:
+    """Memory of rows and samples on each device."""
+    taken = dict.fromkeys(places.devices.values(), 0)
+    for number, layer in layers.items():
+        taken[places.devices[number]] += layer.nbytes
+    return taken

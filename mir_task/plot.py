@@ -65,6 +65,13 @@ DIAGNOSTICS = {
     "norm_ratio": _single("norm_ratio", "{tokens} norm / text norm"),
     "centroid_distance": _single("centroid_distance", f"distance of the means {_UNIT}"),
     "mean_cosine": _single("mean_cosine", "cosine of the means", log=False),
+    "participation_ratio": _Panel(
+        "participation ratio",
+        (
+            _Curve("vision_participation_ratio", "{tokens} tokens", VISION),
+            _Curve("text_participation_ratio", "text tokens", TEXT),
+        ),
+    ),
     "effective_rank": _Panel(
         "effective rank",
         (

@@ -225,7 +225,7 @@ class PositionFinder:
         shape = tuple(embeds.shape[:2])
         real = _first_of_shape(outer, "attention_mask", shape)
         ids = _first_of_shape(outer, "input_ids", shape)
-        # Provenance compares bytes on the CPU, too slow for every step of a training.
+        # Provenance compares all rows, too slow for every step of a training.
         told = self._lasting and ids is not None and bool(self._vision_ids)
         origin = None if told else self._provenance(decoder, embeds)
         if self._lasting and not told and origin is None:
@@ -261,13 +261,13 @@ class PositionFinder:
         ids = torch.unique(torch.cat([ids.to(embeds.device) for ids in self._embedded_ids]))
         # Looked up anew: the module's own output may have been overwritten in place since.
         table = decoder.embedding.forward(ids)
-        id_of_row: dict[bytes, int] = {}
         # MiniCPM-V scales what the module gives before the decoder sees it.
-        for scale in {1, getattr(decoder.config, "scale_emb", 1)}:
-            rows = _row_bytes((table * scale).to(embeds.dtype))
-            id_of_row |= dict(zip(rows, ids.tolist(), strict=True))
-        found = [id_of_row.get(row, NO_TOKEN) for row in _row_bytes(embeds.flatten(0, 1))]
-        return torch.tensor(found).reshape(embeds.shape[:2])
+        scales = sorted({1, getattr(decoder.config, "scale_emb", 1)})
+        tables = torch.cat([(table * scale).to(embeds.dtype) for scale in scales])
+        rows = embeds.detach().flatten(0, 1)
+        found = _equal_rows(rows, tables)
+        origin = torch.where(found < 0, NO_TOKEN, ids.repeat(len(scales))[found])
+        return origin.cpu().reshape(embeds.shape[:2])
 
 
 def keep_all_positions(module: nn.Module) -> list[RemovableHandle]:
@@ -288,10 +288,20 @@ def _all_logits(
     return args, {**kwargs, "logits_to_keep": 0}
 
 
-def _row_bytes(rows: Tensor) -> list[bytes]:
-    """The bytes of each row [n, d], by which equal rows are equal keys."""
-    raw = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return [row.tobytes() for row in raw]
+def _equal_rows(rows: Tensor, table: Tensor) -> Tensor:
+    """Place [n] in a table [m, d] of the last row that is equal, bit by bit, to each of [n, d]; or -1."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    bits, of_table = (part.contiguous().view(integers) for part in (rows, table))
+    generator = torch.Generator().manual_seed(0)
+    limits = torch.iinfo(torch.int64)
+    factors = torch.randint(limits.min, limits.max, (rows.shape[1],), generator=generator).to(
+        rows.device
+    )
+    # Sums of products that wrap around: rows that differ have equal keys about once in 2^64 pairs.
+    keys, order = (of_table * factors).sum(1).sort(stable=True)
+    places = torch.searchsorted(keys, (bits * factors).sum(1), right=True) - 1
+    found = order[places.clamp(min=0)]
+    return torch.where((of_table[found] == bits).all(1), found, -1)
 
 
 def _cached_length(past: Any) -> int:

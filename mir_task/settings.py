@@ -43,22 +43,20 @@ class Measuring(BaseModel):
     mir_outliers: Literal["replace", "drop"] = "replace"
     mir_on_error: Literal["stop", "skip"] = "stop"
     """What a document that cannot be measured does to the run."""
-    mir_late_outliers: Literal["second_pass", "count"] = "second_pass"
-    """What follows when a token was folded into the statistics before it turned out an outlier: the
-    documents run once more, or the tokens are counted in the side file (`late_tokens`)."""
     mir_groups: int | None = Field(default=None, ge=0)
-    """Groups of the jackknife behind `mir_stderr`; 0 for none, 5 where memory allows if not given."""
+    """Groups of the jackknife behind `mir_stderr`; 0 for none. 5 where a layer's sums fit with them, if
+    not given."""
     mir_sample_rows: int = Field(default=0, ge=0, le=1024)
     """Rows a layer and modality that are written beside the side file, for `mir-task plot --tokens`."""
-    mir_extras: tuple[Literal["cka", "mmd"], ...] = ()
+    mir_extras: tuple[Literal["cka", "mmd", "entropy_rank"], ...] = ()
     """Figures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
     mir_caption_ppl: bool = False
     """Whether the loss and perplexity of the documents' own texts are taken from the same forwards."""
     mir_host_memory: float | None = Field(default=None, gt=0)
     """GiB of host memory for statistics, a process; half of what is free if not given."""
     mir_accelerator_memory: float | None = Field(default=None, ge=0)
-    """GiB of each accelerator for statistics, which live on the host where they do not fit; half of what
-    is free beside the model if not given."""
+    """GiB of each accelerator for statistics; half of what is free beside the model if not given. The
+    documents run again for layers whose rows do not fit."""
 
     @field_validator("mir_groups")
     @classmethod

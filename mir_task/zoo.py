@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mir_task.errors import MIRError
+from mir_task.memory import RUNS_VARIABLE
 from mir_task.results import versions, write_json
 
 LAUNCHERS = {
@@ -222,6 +223,7 @@ class _Process:
         environment = {**os.environ, **zoo.options.environment}
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
+            environment[RUNS_VARIABLE] = str(len(zoo.options.gpus))
         try:
             zoo._failure(run).unlink(missing_ok=True)
             for broken_off in zoo.folder.glob(f".{run.name}.*.partial"):

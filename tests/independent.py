@@ -45,6 +45,11 @@ def effective_rank(rows: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
+def participation_ratio(rows: np.ndarray) -> float:
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    return float(values.sum() ** 2 / (values**2).sum())
+
+
 def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> dict[str, float]:
     """Of one layer, by the names in the side file."""
     v, t = (np.asarray(rows, dtype=np.float64) for rows in (vision, text))
@@ -55,8 +60,8 @@ def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> di
         "norm_ratio": norms[0] / norms[1],
         "centroid_distance": np.linalg.norm(a - b) / norms[1],
         "mean_cosine": a @ b / np.sqrt(a @ a * (b @ b)),
-        "vision_effective_rank": effective_rank(clean_v),
-        "text_effective_rank": effective_rank(clean_t),
+        "vision_participation_ratio": participation_ratio(clean_v),
+        "text_participation_ratio": participation_ratio(clean_t),
         "vision_tokens_per_dimension": v.shape[0] / v.shape[1],
         "text_tokens_per_dimension": t.shape[0] / t.shape[1],
     }

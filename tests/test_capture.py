@@ -10,7 +10,7 @@ from torch import nn
 from mir_task import MIRError
 from mir_task.capture import HiddenStateCapture, Prefill, assign, decode_text, longest_beginning
 from mir_task.decoder import find_decoder, media_token_ids
-from mir_task.positions import NO_TOKEN
+from mir_task.positions import NO_TOKEN, _equal_rows
 
 TEXTS = {
     "short": "A boat.",
@@ -412,3 +412,16 @@ def test_ids_in_the_configuration_of_a_tower_are_found() -> None:
 def test_a_model_without_a_decoder_is_refused() -> None:
     with pytest.raises(MIRError, match="Linear: looked for one module .*, found none"):
         HiddenStateCapture(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_found_by_all_of_their_bits(dtype: torch.dtype) -> None:
+    table = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    table[7] = table[3]
+    table[9, 4] = 0.0
+    rows = table[[12, 3, 9, 49, 0]].clone()
+    near, zero = rows[:1].clone(), rows[2:3].clone()
+    near[0, 15] = torch.nextafter(near[0, 15], near[0, 15] + 1) if dtype != torch.bfloat16 else 9.0
+    zero[0, 4] = -0.0
+    found = _equal_rows(torch.cat([rows, near, zero]), table)
+    assert found.tolist() == [12, 7, 9, 49, 0, -1, -1]

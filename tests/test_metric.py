@@ -62,7 +62,7 @@ def unsymmetrised_root(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("wrong_root", [fixed_point_root, unsymmetrised_root])
 def test_a_wrong_root_fails_the_oracle_test(oracle: Oracle, wrong_root, monkeypatch) -> None:
-    def wrong_terms(a: Gaussian, b: Gaussian) -> FrechetTerms:
+    def wrong_terms(a: Gaussian, b: Gaussian, near: None) -> FrechetTerms:
         covariances = [g.root().T @ g.root() for g in (a, b)]
         return frechet_terms(a, b)._replace(root=wrong_root(*covariances))
 

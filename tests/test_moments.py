@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import random
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from mir_task import MIRError, MIRMeter, modality_integration_rate
-from mir_task.medians import MedianCounts
+from mir_task.statistics import layers, medians
 
 LAYERS, DIMENSIONS = 3, 8
 
@@ -86,7 +87,6 @@ def test_no_standard_error_with_an_empty_group() -> None:
 
 
 SIZE = 24
-KEPT = 1000  # rows that may wait, so that most are folded in
 
 
 def stream(
@@ -130,15 +130,17 @@ KINDS = [
 ]
 
 
-def bounded(docs, **settings) -> MIRMeter:
-    """A meter that folds rows in, run a second time where it asks for it."""
-    meter = metered(docs, kept_rows=KEPT, **settings)
-    if meter.needs_second_pass():
-        with pytest.raises(MIRError, match="run the documents again through second_pass"):
-            meter.compute()
-        meter = refill(meter.second_pass(), docs)
-        assert not meter.needs_second_pass()
-    return meter
+def pooled(docs, outliers: str):
+    rows = [[torch.cat([doc[which][0] for _, doc in docs])] for which in (1, 2)]
+    return modality_integration_rate(*rows, outliers=outliers)
+
+
+def again(meter: MIRMeter, docs, settings: dict) -> MIRMeter:
+    """A second pass over documents that were not kept."""
+    assert meter.needs_second_pass()
+    with pytest.raises(MIRError, match="no room to keep the rows .* second_pass.* or raise memory"):
+        meter.compute()
+    return refill(meter.second_pass(), docs)
 
 
 def refill(meter: MIRMeter, docs) -> MIRMeter:
@@ -147,116 +149,208 @@ def refill(meter: MIRMeter, docs) -> MIRMeter:
     return meter
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def close(result, wanted, tolerance: float) -> None:
+    assert result.mir == pytest.approx(wanted.mir, abs=tolerance)
+    assert result.mir_published_fast == pytest.approx(
+        wanted.mir_published_fast, abs=10 * tolerance, nan_ok=True
+    )
+    assert result.layers[0].vision_outliers == wanted.layers[0].vision_outliers
+    assert result.layers[0].text_outliers == wanted.layers[0].text_outliers
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("outliers", "tolerance"), [("drop", 1e-6), ("replace", 1e-4)])
-def test_bounded_memory_equals_the_stored_computation(
-    kind: str, seed: int, outliers: str, tolerance: float, dtype: torch.dtype
+@pytest.mark.parametrize(("outliers", "tolerance"), [("drop", 1e-7), ("replace", 1e-4)])
+def test_both_passes_equal_the_pooled_computation(
+    kind: str, outliers: str, tolerance: float, dtype: torch.dtype
 ) -> None:
     # The error of counted medians falls with the root of the number of tokens.
     count = 600 if kind in ("sparse_outliers", "early_unlike_late") else 200
-    docs = list(enumerate(stream(kind, seed, count, dtype)))
-    stored = metered(docs, kept_rows=10**6, outliers=outliers, groups=5).compute()
-    folded = bounded(docs, outliers=outliers, groups=5)
-    assert folded.layers[1].vision.moments, "nothing was folded in, so nothing is tested"
-    result = folded.compute()
-    assert result.mir == pytest.approx(stored.mir, abs=tolerance)
-    assert result.mir_published_fast == pytest.approx(
-        stored.mir_published_fast, abs=tolerance, nan_ok=True
-    )
-    assert result.mir_stderr == pytest.approx(stored.mir_stderr, rel=0.02)
-    assert result.layers[0].vision_outliers == stored.layers[0].vision_outliers
-    assert result.layers[0].text_outliers == stored.layers[0].text_outliers
+    docs = list(enumerate(stream(kind, 0, count, dtype)))
+    wanted = pooled(docs, outliers)
+    settings = {"outliers": outliers, "groups": 5}
+    kept = metered(docs, **settings)
+    assert not kept.needs_second_pass()
+    of_kept = kept.compute()
+    close(of_kept, wanted, 1e-9)
+    counted = again(metered(docs, memory=0.0, **settings), docs, settings).compute()
+    close(counted, wanted, tolerance)
+    assert counted.mir_stderr == pytest.approx(of_kept.mir_stderr, rel=0.02)
 
 
-def test_some_streams_ask_for_a_second_pass_and_plain_ones_do_not() -> None:
-    asked = {
-        kind: metered(enumerate(stream(kind, 0, 600)), kept_rows=KEPT).needs_second_pass()
-        for kind in KINDS
-    }
-    assert asked["early_unlike_late"]
-    for kind in ("plain", "steep", "far_mean", "sparse_outliers", "first_outliers"):
-        assert not asked[kind]
+def test_some_layers_kept_and_others_counted_again() -> None:
+    docs = list(enumerate(documents(600)))
+    wanted = metered(docs, groups=5).compute()
+    each = sum(rows.nbytes for _, (_, vision, text) in docs for rows in (vision[0], text[0]))
+    sample = 2 * 1024 * DIMENSIONS * 4
+    settings = {"groups": 5, "memory": (each + 2 * sample) / 2**30}
+    first = metered(docs, **settings)
+    assert [layer.kept for _, layer in sorted(first.layers.items())] == [True, False, False]
+    second = again(first, docs, settings)
+    assert list(second.measured) == [1]
+    result = second.compute()
+    assert result.layers[0] == wanted.layers[0]
+    for layer, expected in zip(result.layers, wanted.layers, strict=True):
+        assert layer.frechet == pytest.approx(expected.frechet, rel=1e-4)
+    assert result.mir_stderr == pytest.approx(wanted.mir_stderr, rel=1e-3)
 
 
-def test_late_tokens_can_be_counted_instead() -> None:
-    docs = list(enumerate(stream("early_unlike_late", 0, 600)))
-    stored = metered(docs, kept_rows=10**6).compute()
-    counted = metered(docs, kept_rows=KEPT, late="count").compute()
-    assert stored.late_tokens == 0
-    assert counted.late_tokens > 0
-    assert counted.mir != pytest.approx(stored.mir, abs=1e-4)
+def test_a_second_pass_of_other_documents_is_refused() -> None:
+    docs = list(enumerate(stream("plain", 0)))
+    second = metered(docs, memory=0.0).second_pass()
+    refill(second, docs[:-1])
+    with pytest.raises(MIRError, match="6169 vision tokens in the second pass .* 6200 in the first"):
+        second.compute()
 
 
-@pytest.mark.parametrize(("outliers", "tolerance"), [("drop", 1e-9), ("replace", 2e-4)])
-@pytest.mark.parametrize("seed", range(2))
+def test_values_that_many_tokens_share_have_exact_medians() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6000, 12, generator=generator).relu()  # zero in half of them
+    rows[:, 3] = 1.5
+    rows[:, 4:] = (rows[:, 4:] * 3).round()
+    for dtype in (torch.float32, torch.bfloat16):
+        typed = rows.to(dtype)
+        thresholds = medians.around(typed[:1024])
+        counted = medians.of_counts(medians.count_at_most(typed, thresholds), len(typed), thresholds)
+        exact = medians.of_rows([typed])
+        assert counted[3:].equal(exact[3:])
+        assert counted[:3].sub(exact[:3]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 999, 1000])
+def test_processes_find_the_exact_medians_by_counts(count: int, dtype: torch.dtype) -> None:
+    rows = 3 * torch.randn(count, 20, generator=torch.Generator().manual_seed(count)).to(dtype)
+    rows[:, 0], rows[:, 1], rows[::2, 2] = -1.0, 0.0, -0.0
+    parts = [[part] for part in rows.split(max(count // 3, 1))]
+    searches = [medians.Search(part, count, rows[0]) for part in [*parts, []]]
+    for _ in range(searches[0].rounds):
+        together = sum(search.counts() for search in searches)
+        for search in searches:
+            search.narrow(together)
+    exact = rows.double().sort(0).values[(count - 1) // 2]
+    assert searches[0].median.equal(exact)
+    assert medians.of_rows([rows]).equal(exact)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("outliers", ["replace", "drop"])
 @pytest.mark.parametrize("kind", ["plain", "sparse_outliers", "far_mean"])
 class TestMerge:
     def value(self, meter: MIRMeter) -> list[float]:
         result = meter.compute()
         return [result.mir, result.mir_published_fast, result.mir_stderr]
 
-    def parts(self, kind: str, seed: int, outliers: str, cuts: list[int]) -> list[MIRMeter]:
-        docs = list(enumerate(stream(kind, seed)))
+    def parts(self, kind: str, outliers: str, cuts: list[int], kept: bool) -> list[MIRMeter]:
+        docs = list(enumerate(stream(kind, 0)))
         edges = [0, *cuts, len(docs)]
-        return [
-            metered(docs[start:end], kept_rows=KEPT, groups=4, outliers=outliers)
-            for start, end in itertools.pairwise(edges)
-        ]
+        settings = {"groups": 4, "outliers": outliers}
+        parts = [docs[start:end] for start, end in itertools.pairwise(edges)]
+        if kept:
+            return [metered(part, **settings) for part in parts]
+        first = joined([metered(part, **settings, memory=0.0) for part in parts])
+        return [refill(meter, part) for meter, part in ((first.second_pass(), part) for part in parts)]
 
-    def test_split_invariant(self, kind: str, seed: int, outliers: str, tolerance: float) -> None:
-        whole = self.value(self.parts(kind, seed, outliers, [])[0])
+    def test_split_invariant(self, kind: str, outliers: str, kept: bool) -> None:
+        whole = self.value(self.parts(kind, outliers, [], kept)[0])
         for cuts in ([30], [1, 2], [10, 20, 59]):
-            first, *others = self.parts(kind, seed, outliers, cuts)
-            for other in others:
-                first.merge(other)
-            assert self.value(first) == pytest.approx(whole, abs=tolerance)
+            assert self.value(joined(self.parts(kind, outliers, cuts, kept))) == pytest.approx(
+                whole, rel=1e-9
+            )
 
-    def test_commutative_and_associative(
-        self, kind: str, seed: int, outliers: str, tolerance: float
-    ) -> None:
+    def test_commutative_and_associative(self, kind: str, outliers: str, kept: bool) -> None:
         values = []
         for order in ("abc", "cba", "a(bc)"):
-            a, b, c = self.parts(kind, seed, outliers, [15, 40])
+            a, b, c = self.parts(kind, outliers, [15, 40], kept)
             if order == "a(bc)":
-                b.merge(c)
-                a.merge(b)
+                values.append(self.value(joined([a, joined([b, c])])))
             else:
-                first, *others = (a, b, c) if order == "abc" else (c, b, a)
-                for other in others:
-                    first.merge(other)
-                a = first
-            values.append(self.value(a))
-        assert values[1] == pytest.approx(values[0], abs=tolerance)
-        assert values[2] == pytest.approx(values[0], abs=tolerance)
+                values.append(self.value(joined([a, b, c] if order == "abc" else [c, b, a])))
+        assert values[1] == pytest.approx(values[0], rel=1e-9)
+        assert values[2] == pytest.approx(values[0], rel=1e-9)
 
-    def test_with_an_empty_meter(self, kind: str, seed: int, outliers: str, tolerance: float) -> None:
-        (whole,) = self.parts(kind, seed, outliers, [])
-        empty = metered([], kept_rows=KEPT, groups=4, outliers=outliers)
+    def test_with_an_empty_meter(self, kind: str, outliers: str, kept: bool) -> None:
+        (whole,) = self.parts(kind, outliers, [], kept)
+        empty = MIRMeter(groups=4, outliers=outliers, numbers=whole.numbers, known=whole.known)
         empty.merge(whole)
-        whole.merge(metered([], kept_rows=KEPT, groups=4, outliers=outliers))
-        assert self.value(empty) == pytest.approx(self.value(whole), abs=tolerance)
+        whole.merge(MIRMeter(groups=4, outliers=outliers, numbers=whole.numbers, known=whole.known))
+        assert self.value(empty) == pytest.approx(self.value(whole), rel=1e-12)
 
 
-def test_memory_does_not_grow_with_documents_but_for_the_norms() -> None:
-    def held(meter: MIRMeter) -> tuple[int, int]:
-        """Bytes of all tensors and of the norms alone."""
-        tensors, norms = 0, 0
-        for layer in meter.layers.values():
-            for statistics in (layer.vision, layer.text):
-                own = [n for group in statistics._norms.values() for n in group]
-                norms += sum(n.nbytes for n in own)
-                waiting = [t for tokens in statistics._waiting for t in tokens]
-                sample = [statistics._sample._rows, statistics._sample._priorities]
-                moments = [t for m in statistics.moments.values() for t in (m.mean, *m.scatter)]
-                tensors += sum(t.nbytes for t in [*own, *waiting, *sample, *moments])
-        return tensors, norms
+def joined(meters: list[MIRMeter]) -> MIRMeter:
+    first, *others = meters
+    for other in others:
+        first.merge(other)
+    return first
 
-    few, many = (held(metered(enumerate(stream("plain", 0, n)), kept_rows=KEPT)) for n in (100, 400))
-    assert many[1] == 8 * 400 * (31 + 22)
-    largest_wait = 2 * (KEPT + 31) * (SIZE * 8 + 10) + 2 * 1024 * (SIZE * 8 + 8)
-    assert many[0] - many[1] < few[0] - few[1] + largest_wait
+
+def test_one_meter_kept_its_rows_and_the_other_did_not() -> None:
+    docs = list(enumerate(stream("plain", 0)))
+    whole = metered(docs, memory=0.0)
+    for order in (1, -1):
+        parts = [metered(docs[:90]), metered(docs[90:], memory=0.0)][::order]
+        first = joined(parts)
+        assert first.needs_second_pass()
+        assert refill(first.second_pass(), docs).compute().mir == pytest.approx(
+            refill(whole.second_pass(), docs).compute().mir, abs=1e-12
+        )
+
+
+def test_memory_of_a_meter_that_keeps_no_rows_does_not_grow_but_for_the_norms() -> None:
+    def held(count: int) -> tuple[int, int]:
+        """Bytes of norms, and of everything else."""
+        meter = metered(enumerate(stream("plain", 0, count)), memory=0.0)
+        tokens = [of for layer in meter.layers.values() for of in layer.modalities]
+        return sum(n.nbytes for of in tokens for n in of.norms), sum(of.nbytes for of in tokens)
+
+    assert held(400) == (8 * 400 * (31 + 22), held(100)[1])
+    assert held(100)[1] == 2 * 1024 * SIZE * 8
+
+
+class TestOwnTensors:
+    """What a caller does with tensors after `update` changes nothing, and holds no memory."""
+
+    def rows(self, seed: int) -> torch.Tensor:
+        return torch.randn(40, DIMENSIONS, generator=torch.Generator().manual_seed(seed))
+
+    @pytest.mark.parametrize("memory", [None, 0.0])
+    def test_a_buffer_that_is_used_again(self, memory: float | None) -> None:
+        def run(meter: MIRMeter, *, again: bool) -> MIRMeter:
+            buffers = [torch.empty(40, DIMENSIONS) for _ in range(2)]
+            for n in range(8):
+                fresh = [self.rows(2 * n), self.rows(2 * n + 1) + 1]
+                if again:
+                    vision, text = (b.copy_(rows) for b, rows in zip(buffers, fresh, strict=True))
+                else:
+                    vision, text = fresh
+                meter.update(n, [vision], [text])
+            return meter
+
+        values = []
+        for reused in (False, True):
+            meter = run(MIRMeter(memory=memory), again=reused)
+            if memory is not None:
+                meter = run(meter.second_pass(), again=reused)
+            values.append(meter.compute().mir)
+        assert values[0] == values[1]
+
+    def test_a_view_does_not_hold_its_base(self) -> None:
+        base = torch.randn(10_000, DIMENSIONS)
+        meter = MIRMeter()
+        meter.update(0, [base[:5]], [base[5:9]])
+        for tokens in meter.layers[1].modalities:
+            for rows in tokens.rows:
+                assert rows.untyped_storage().nbytes() == rows.nbytes
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_no_graph_is_kept(self, dtype: torch.dtype) -> None:
+        leaf = torch.randn(30, DIMENSIONS, dtype=dtype, requires_grad=True)
+        for memory in (None, 0.0):
+            meter = MIRMeter(memory=memory)
+            meter.update(0, [leaf * 2], [leaf + 1])
+            for tokens in meter.layers[1].modalities:
+                held = [*tokens.norms, *(tokens.rows or []), tokens.sample(meter.choices[0], leaf)]
+                assert not any(tensor.requires_grad for tensor in held)
 
 
 class TestBadInput:
@@ -286,20 +380,140 @@ class TestBadInput:
         ):
             meter.update(other, vision[:2], text[:2])
 
+    @pytest.mark.parametrize("which", [0, 1])
+    @pytest.mark.parametrize("fault", ["tokens", "nan", "dimensions"])
+    def test_a_document_that_is_refused_leaves_nothing_behind(self, fault: str, which: int) -> None:
+        docs = documents(5)
+        wanted = metered(enumerate(docs), groups=2).compute()
+        meter = metered(enumerate(docs[:4]), groups=2)
+        broken = [list(docs[4][1]), list(docs[4][2])]
+        broken[which][2] = {
+            "tokens": broken[which][2][:-1],
+            "nan": broken[which][2] * math.nan,
+            "dimensions": broken[which][2][:, :4],
+        }[fault]
+        with pytest.raises(MIRError, match="document 'd4'"):
+            meter.update("d4", *broken, group=4)
+        assert len(meter) == 4
+        assert "d4" not in meter
+        meter.update(*docs[4], group=4)
+        assert meter.compute() == wanted
+
+    def test_layers_with_different_numbers_of_tokens(self) -> None:
+        ((document_id, vision, text),) = documents(1)
+        text[1] = text[1][:-1]
+        with pytest.raises(
+            MIRError, match="'d0': layer 2 has 3 text tokens, layer 1 has 4: every layer"
+        ):
+            MIRMeter().update(document_id, vision, text)
+
     def test_settings_differ(self) -> None:
         with pytest.raises(MIRError, match="different settings cannot be merged"):
             MIRMeter(outliers="drop").merge(MIRMeter())
+
+    def test_second_passes_after_different_first_passes(self) -> None:
+        docs = list(enumerate(stream("plain", 0)))
+        one, other = (
+            refill(metered(part, memory=0.0).second_pass(), part) for part in (docs[:9], docs[9:])
+        )
+        with pytest.raises(MIRError, match="different first passes cannot be merged"):
+            one.merge(other)
 
     def test_one_group(self) -> None:
         with pytest.raises(MIRError, match="at least 2, got 1"):
             MIRMeter(groups=1)
 
 
+class TestGroups:
+    def test_without_positions_the_documents_are_counted(self) -> None:
+        docs = documents(9)
+        by_number = MIRMeter(groups=3)
+        for doc in docs:
+            by_number.update(*doc)
+        assert by_number.compute() == metered(enumerate(docs), groups=3).compute()
+
+    def test_group_numbers_beyond_sixteen_bits(self) -> None:
+        meter = MIRMeter(groups=40_000)
+        for n in range(4):
+            meter.update(n, [torch.randn(3, 4)], [torch.randn(3, 4)], group=39_996 + n)
+        assert list(meter.documents.values()) == [39_996, 39_997, 39_998, 39_999]
+
+    def test_a_group_that_leaves_one_token_gives_no_standard_error(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        meter = MIRMeter(groups=2)
+        for n, tokens in enumerate((9, 1)):
+            meter.update(
+                n,
+                [torch.randn(9, 4, generator=generator)],
+                [torch.randn(tokens, 4, generator=generator)],
+            )
+        result = meter.compute()
+        assert result.mir_stderr is None
+        assert math.isfinite(result.mir)
+
+
+@pytest.mark.parametrize("outliers", ["replace", "drop"])
+@pytest.mark.parametrize("constant", ["vision", "text", "both"])
+def test_constant_tokens_have_a_distance(constant: str, outliers: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vision, text = (torch.randn(60, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    if constant != "text":
+        vision[:] = 2.0
+    if constant != "vision":
+        text[:] = 1.0
+    meter = MIRMeter(groups=2, outliers=outliers)
+    for n, (v, t) in enumerate(zip(vision.split(10), text.split(10), strict=True)):
+        meter.update(n, [v], [t])
+    scale = 1 / text.norm(dim=1).mean()
+    spread = sum(rows.var(0).sum() for rows in (vision, text))
+    wanted = ((vision.mean(0) - text.mean(0)).square().sum() + spread) * scale**2
+    for result in (meter.compute(), modality_integration_rate([vision], [text], outliers=outliers)):
+        (layer,) = result.layers
+        assert layer.frechet == pytest.approx(float(wanted), rel=1e-12)
+        assert math.isfinite(layer.frechet_error)
+        json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_constant_tokens_that_are_equal_have_no_mir() -> None:
+    same = torch.ones(20, 4)
+    with pytest.raises(MIRError, match="zero to rounding"):
+        modality_integration_rate([same], [same])
+    meter = MIRMeter()
+    meter.update(0, [same], [same])
+    with pytest.raises(MIRError, match="zero to rounding"):
+        meter.compute()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_rows_are_counted_in_whatever_precision_they_come(dtype: torch.dtype) -> None:
     rows = torch.randn(700, DIMENSIONS, generator=torch.Generator().manual_seed(0))
     for first in (torch.float16, torch.float32):
-        counts = MedianCounts.around(rows[:300].to(first))
-        counts.count(rows.to(dtype))
-        wanted = (rows.to(dtype).double() <= counts.thresholds.double().unsqueeze(1)).sum(1)
-        assert counts.below.equal(wanted)
+        thresholds = medians.around(rows[:300].to(first))
+        counts = medians.count_at_most(rows.to(dtype), thresholds)
+        assert counts.equal((rows.to(dtype).double() <= thresholds.double().unsqueeze(1)).sum(1))
+
+
+def test_documents_of_different_precision() -> None:
+    docs = documents(12)
+    mixed = [
+        (i, *([rows.to(torch.bfloat16 if n % 2 else torch.float32) for rows in m] for m in modalities))
+        for n, (i, *modalities) in enumerate(docs)
+    ]
+    exact = [(i, *([rows.float() for rows in m] for m in modalities)) for i, *modalities in mixed]
+    wanted = metered(enumerate(exact)).compute()
+    assert metered(enumerate(mixed)).compute().mir == pytest.approx(wanted.mir, abs=1e-12)
+    second = refill(metered(enumerate(mixed), memory=0.0).second_pass(), enumerate(mixed))
+    assert second.compute().mir == pytest.approx(wanted.mir, abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "far_mean"])
+def test_products_in_float32_are_off_by_the_error_that_is_given(kind: str, monkeypatch) -> None:
+    docs = list(enumerate(stream(kind, 0, 200, torch.bfloat16)))
+    exact = metered(docs, groups=5).compute()
+    monkeypatch.setattr(layers, "root_dtype", lambda device: torch.float32)
+    single = metered(docs, groups=5).compute()
+    assert single != exact
+    (layer,), (wanted,) = single.layers, exact.layers
+    assert abs(layer.frechet - wanted.frechet) <= layer.frechet_error
+    assert layer.frechet_error < 1e-2 * layer.frechet
+    assert single.mir_stderr == pytest.approx(exact.mir_stderr, rel=1e-2)

@@ -11,6 +11,7 @@ from PIL import Image
 from mir_task import MIRError, MIRMeter, modality_integration_rate, plot
 from mir_task.cli import main
 from mir_task.results import write_json, write_report
+from mir_task.statistics.finish import Alone, distances, learn
 from tests import harness
 
 RUN = {"schema_version": 1, "settings": {"mir_modality": "image"}}
@@ -23,7 +24,8 @@ def report(folder: Path, name: str, task: str = "mir_x", layers: int = 3, modali
     result = modality_integration_rate(*zip(*pairs * layers, strict=True))
     run = {**RUN, "task": task, "model_name": f"lab/{name}", "settings": {"mir_modality": modality}}
     content = {**run, **result.to_dict()}
-    content["layers"] = [{**layer, "cka": 0.3, "mmd2": 0.2} for layer in content["layers"]]
+    extras = {"cka": 0.3, "mmd2": 0.2, "vision_effective_rank": 4.0, "text_effective_rank": 3.0}
+    content["layers"] = [{**layer, **extras} for layer in content["layers"]]
     return write_json(folder / f"{name}_mir_{task}.json", content)
 
 
@@ -78,9 +80,9 @@ def test_curves_are_those_of_the_side_file(tmp_path, monkeypatch) -> None:
     draw = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda *a, **k: curves.append((a, k)) or draw(*a, **k))
     files = [report(tmp_path, "one"), report(tmp_path, "other", layers=5)]
-    drawn(*files, "--to", tmp_path / "p.png", "--diagnostic", "effective_rank")
+    drawn(*files, "--to", tmp_path / "p.png", "--diagnostic", "participation_ratio")
     names = ["frechet", "mean_term", "covariance_term", "vision_norm", "text_norm"]
-    names += ["vision_effective_rank", "text_effective_rank"]
+    names += ["vision_participation_ratio", "text_participation_ratio"]
     found = [list(arguments[2]) for arguments, _ in curves]
     for path in files:
         layers = json.loads(path.read_text())["layers"]
@@ -221,33 +223,45 @@ def documents(count: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     ]
 
 
-def of_layer(docs, rule: str, kept_rows: int | None, sample_rows: int) -> MIRMeter:
-    meter = MIRMeter(outliers=rule, kept_rows=kept_rows, sample_rows=sample_rows)
+def of_layer(docs, rule: str, sample_rows: int) -> MIRMeter:
+    meter = MIRMeter(outliers=rule, sample_rows=sample_rows, memory=0.0)
+    return counted(meter, docs)
+
+
+def counted(meter: MIRMeter, docs) -> MIRMeter:
     for n, vision, text in docs:
         meter.update(n, [vision], [text])
     return meter
 
 
+def sampled(meter: MIRMeter, docs) -> tuple[torch.Tensor, torch.Tensor] | None:
+    second = counted(meter.second_pass(), docs)
+    known, options = second.known, second.options
+    (layer,) = distances(second.layers, known, [], options, Alone()).values()
+    return layer.rows
+
+
 @pytest.mark.parametrize("rule", ["replace", "drop"])
-@pytest.mark.parametrize("kept_rows", [None, 300])
-def test_sampled_rows_are_tokens_whatever_the_order_and_the_split(rule: str, kept_rows) -> None:
+def test_sampled_rows_are_tokens_whatever_the_order_and_the_split(rule: str) -> None:
     docs = documents(60)
-    whole = of_layer(docs, rule, kept_rows, 50)
-    first, second = (of_layer(part, rule, kept_rows, 50) for part in (docs[40:], docs[39::-1]))
+    whole = of_layer(docs, rule, 50)
+    first, second = (of_layer(part, rule, 50) for part in (docs[40:], docs[39::-1]))
     first.merge(second)
-    for part in (whole, first):
-        result = part.layers[1].measured(1, (), torch.float64)
-        assert result.rows is not None
-        for rows, position in zip(result.rows, (1, 2), strict=True):
+    kept = counted(MIRMeter(outliers=rule, sample_rows=50), docs)
+    known = learn(kept.layers, kept.choices, kept.options, Alone())
+    samples = [
+        [known[1].vision.sample, known[1].text.sample],
+        sampled(whole, docs),
+        sampled(first, docs),
+    ]
+    for sample in samples:
+        for rows, position, expected in zip(sample, (1, 2), samples[0], strict=True):
             assert rows.shape == (50, 8)
             tokens = {tuple(row.tolist()) for doc in docs for row in doc[position]}
             assert {tuple(row.tolist()) for row in rows} <= tokens
-    for modality in ("vision", "text"):
-        samples = [getattr(meter.layers[1], modality).sampled(50) for meter in (whole, first)]
-        assert torch.equal(*samples)
-    few = of_layer(docs[:2], rule, kept_rows, 50).layers[1].measured(1, (), torch.float64)
-    assert [len(rows) for rows in few.rows] == [40, 30]
-    assert of_layer(docs, rule, kept_rows, 0).layers[1].measured(1, (), torch.float64).rows is None
+            assert torch.equal(rows, expected)
+    assert [len(rows) for rows in sampled(of_layer(docs[:2], rule, 50), docs[:2])] == [40, 30]
+    assert sampled(of_layer(docs, rule, 0), docs) is None
 
 
 @pytest.mark.parametrize("rule", ["replace", "drop"])

@@ -1,0 +1,66 @@
+"""Memory that is free for statistics on the host and on accelerators."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+GIB = 2**30
+RUNS_VARIABLE = "MIR_TASK_RUNS"
+"""Environment variable: runs that share this machine at the same time."""
+
+
+def free(device: torch.device) -> float:
+    """Bytes that are free for this process on a device, those that its allocator holds unused included.
+
+    Of the host, this process's share of what is available under the limits of its control groups: one of
+    the processes that a launcher started here, and one of the runs that share the machine. 0 of an
+    accelerator that cannot tell.
+    """
+    if device.type == "cpu":
+        sharing = (int(os.environ.get(name) or 1) for name in ("LOCAL_WORLD_SIZE", RUNS_VARIABLE))
+        available = min([float(psutil.virtual_memory().available), *_group_limits()])
+        for processes in sharing:
+            available /= max(processes, 1)
+        return available
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return 0.0
+    unused = module.memory_reserved(device) - module.memory_allocated(device)
+    return float(module.mem_get_info(device)[0] + unused)
+
+
+def _group_limits(root: Path = Path("/")) -> Iterator[float]:
+    """Bytes that are left under the limit of each control group that this process is in (Linux)."""
+    mounts = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = mounts, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = mounts / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Limits of the groups around it hold too. In a container the path may be of the host's tree.
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(top):
+                yield from _left(folder, *names)
+
+
+def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[float]:
+    try:
+        most = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return
+    if most != "max":
+        yield max(int(most) - used + int(statistics.get(reclaimable, 0)), 0)
