@@ -289,7 +289,7 @@ def _all_logits(
 
 
 def _equal_rows(rows: Tensor, table: Tensor) -> Tensor:
-    """Place [n] in a table [m, d] of the last row that is equal, bit by bit, to each of [n, d]; or -1."""
+    """Place [n] in a table [m, d] of the last row that has the same bits as each of [n, d]; or -1."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     bits, of_table = (part.contiguous().view(integers) for part in (rows, table))
     generator = torch.Generator().manual_seed(0)

@@ -195,6 +195,18 @@ def test_some_layers_kept_and_others_counted_again() -> None:
     assert result.mir_stderr == pytest.approx(wanted.mir_stderr, rel=1e-3)
 
 
+def test_a_first_pass_ends_when_a_second_one_is_asked_for() -> None:
+    docs = list(enumerate(documents(600)))
+    first = metered(docs, memory=0.0)
+    values = {refill(first.second_pass(), docs).compute().mir for _ in range(2)}
+    assert len(values) == 1
+    for count in (lambda: first.update("new", *docs[0][1][1:]), lambda: first.merge(metered(docs))):
+        with pytest.raises(MIRError, match="a second pass has been asked for"):
+            count()
+    with pytest.raises(MIRError, match="no room to keep"):
+        first.compute()
+
+
 def test_a_second_pass_of_other_documents_is_refused() -> None:
     docs = list(enumerate(stream("plain", 0)))
     second = metered(docs, memory=0.0).second_pass()

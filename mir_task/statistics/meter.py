@@ -84,6 +84,8 @@ class MIRMeter:
         """Of the samples of vision and of text tokens."""
         self.measured: dict[int, MeasuredLayer] = {}
         """Layers that a first pass has measured already."""
+        self._learned: tuple[dict[int, KnownLayer], dict[int, MeasuredLayer]] | None = None
+        """Of a first pass, once a second one was asked for."""
         self._dimensions: list[int] = []
         self._room: dict[torch.device, float] = {}
 
@@ -117,6 +119,7 @@ class MIRMeter:
                 layer are named), its layers have different numbers of tokens, or they do not fit those
                 counted so far.
         """
+        self._check_open()
         rows = [[part.detach() for part in of_modality] for of_modality in (vision_rows, text_rows)]
         numbers = self.numbers or tuple(range(1, len(rows[0]) + 1))
         try:
@@ -158,6 +161,8 @@ class MIRMeter:
         Raises:
             MIRError: the settings or what is known differ, or a document is in both.
         """
+        self._check_open()
+        other._check_open()
         mine, theirs = ((meter.options, meter.numbers, sorted(meter.known)) for meter in (self, other))
         if mine != theirs:
             raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
@@ -221,25 +226,28 @@ class MIRMeter:
 
     def needs_second_pass(self) -> bool:
         """Whether there was no room for rows of some layers, so that the documents must run again."""
-        return any(_is_sampled(layer) for layer in self.layers.values())
+        return self._learned is not None or any(_is_sampled(layer) for layer in self.layers.values())
 
     def second_pass(self) -> "MIRMeter":
         """An empty meter for the same documents again, which knows what this one tells of them.
 
-        The documents counted here, on all processes together, must be all there are. Layers whose rows
-        were kept are measured now, and their rows are forgotten; this meter is of no more use.
+        The documents counted here, on all processes together, must be all there are: none can be counted
+        any more. Layers whose rows were kept are measured now, and their rows are forgotten.
         """
-        known = learn(_of_rows(self.layers), self.choices, self.options, Alone())
-        left_out = self._left_out(known)
-        kept = {n: layer for n, layer in self.layers.items() if not _is_sampled(layer)}
-        self.layers = {n: layer for n, layer in self.layers.items() if n not in kept}
+        if self._learned is None:
+            known = learn(_of_rows(self.layers), self.choices, self.options, Alone())
+            kept = {number: self.take(number) for number in self.kept()}
+            done = distances(kept, known, self._left_out(known), self.options, Alone())
+            self._learned = {number: known[number] for number in self.layers}, self.measured | done
+            self.layers = {}
+        known, measured = self._learned
         again = MIRMeter(
             memory=self.memory,
             numbers=self.numbers or tuple(range(1, len(self._dimensions) + 1)),
-            known={number: known[number] for number in self.layers},
+            known=known,
             **self.options._asdict(),
         )
-        again.measured = self.measured | distances(kept, known, left_out, self.options, Alone())
+        again.measured = measured
         return again
 
     def compute(self, progress: Bar = lambda layers: layers) -> MIRResult:
@@ -274,6 +282,10 @@ class MIRMeter:
     def _left_out(self, known: Mapping[int, KnownLayer]) -> list[int]:
         groups = groups_to_leave_out(known.values(), self.options.groups)
         return groups if isinstance(groups, list) else []
+
+    def _check_open(self) -> None:
+        if self._learned is not None:
+            raise MIRError("a second pass has been asked for, so this meter counts no more documents")
 
     def _check_dimensions(self, document_id: DocumentId, dimensions: list[int]) -> None:
         if self.numbers is not None and len(dimensions) != len(self.numbers):
