@@ -17,7 +17,7 @@ from torch import nn
 from mir_task.decoder import Decoder
 from mir_task.errors import MIRError
 from mir_task.memory import GIB, free
-from mir_task.statistics.layers import sample_bytes, sums_bytes
+from mir_task.statistics.layers import computing_bytes, sample_bytes, sums_bytes
 
 DEFAULT_GROUPS = 5
 """Of the jackknife behind the standard error."""
@@ -52,6 +52,10 @@ class Shape(NamedTuple):
     def sums(self, groups: int) -> int:
         """Bytes of one layer's sums, with so many groups of documents."""
         return sums_bytes(self.size, self.itemsize, groups)
+
+    def computing(self, groups: int) -> int:
+        """Bytes that the computation of one layer takes for a time, beside what is kept."""
+        return self.sums(groups) + computing_bytes(self.size)
 
     def samples(self) -> int:
         """Bytes of what a first pass keeps of a layer without its rows, beside 8 bytes a token."""

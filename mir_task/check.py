@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
+from mir_task import budget
 from mir_task.adapter import Adapter
 from mir_task.capture import Prefill, decode_text
 from mir_task.errors import MIRError
 from mir_task.harness import documents_of
+from mir_task.memory import GIB
 from mir_task.placement import Document
 from mir_task.reader import Seen
-from mir_task.settings import TOKENS
+from mir_task.settings import TOKENS, Settings
 
 DOCUMENTS = 2
 
@@ -62,6 +64,8 @@ class Report(NamedTuple):
     tokens: str
     """What the tokens that are compared with text are called."""
     placement: str
+    plan: list[str]
+    """Where the statistics of the task's documents would live, and the passes over them."""
     traps: list[str]
     documents: list[Checked]
 
@@ -94,7 +98,7 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
 
     Args:
         lm: loaded adapter.
-        config: of the task; how many documents it draws does not matter.
+        config: of the task; all its documents count for the plan, as long as the two on average.
 
     Raises:
         MIRError: MIR cannot be measured, with the reason.
@@ -116,12 +120,34 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
         ),
         tokens=TOKENS[modality],
         placement=f"{placement}: {_PLACEMENTS[placement].format(modality=modality)}",
+        plan=_plan(adapter, config, task.settings, seen),
         traps=adapter.notes,
         documents=[
             _checked(document, of_document, adapter.tokenizer)
             for document, of_document in zip(documents, seen, strict=True)
         ],
     )
+
+
+def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: list[Seen]) -> list[str]:
+    """The passes over all documents of a task, by the tokens of some, in words."""
+    count = int(config.get("mir_documents", Settings.model_fields["mir_documents"].default))
+    rows = seen[0].prefill.text_rows[0]
+    tokens = [int(one.prefill.vision.sum() + one.prefill.text.sum()) for one in seen]
+    devices = budget.layer_devices(adapter.decoder)
+    room = budget.room(devices.values(), settings.mir_host_memory, settings.mir_accelerator_memory)
+    shape = budget.Shape(rows.shape[1], rows.element_size())
+    place, passes = budget.plan(
+        devices, shape, room, settings.mir_groups, sum(tokens) * count // len(tokens)
+    )
+    lines = [*place.notes, *([budget.passes_note(place, room, passes)] if len(passes) > 1 else [])]
+    for number, each in enumerate(passes, start=1):
+        kept = f"{each.keeps} of {len(each.layers)} layers" if each.layers else "norms and samples"
+        taken = " and ".join(f"{size / GIB:.3g} GiB on {device}" for device, size in each.bytes.items())
+        lines.append(f"pass {number} of {count} documents: {kept}, {taken}")
+    computing = shape.computing(place.groups) / GIB
+    lines.append(f"a layer's computation takes {computing:.3g} GiB more for a time")
+    return lines
 
 
 def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
@@ -158,6 +184,7 @@ def in_words(report: Report) -> str:
         f"model      {report.model}",
         f"decoder    {report.decoder}",
         f"placement  {report.placement}",
+        *(f"plan       {line}" for line in report.plan),
         *(f"trap       {trap}" for trap in report.traps),
     ]
     for document in report.documents:

@@ -6,7 +6,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from mir_task.budget import Shape
 from mir_task.cli import main
+from mir_task.memory import GIB
 
 
 def checked(*arguments: str):
@@ -26,10 +28,25 @@ def test_says_in_words_what_is_measured(llava) -> None:
         "placement  assistant_chat: the text stands in an assistant turn after the image",
         "vision     16 tokens, found by token ids and by provenance, which agree",
         "forwards   1 prefill, 0 decode steps",
+        "plan       pass 1 of 100 documents: rows of 3 layers, 0.0",
     ):
         assert line in result.output
     assert len(re.findall(r"^document ", result.output, re.MULTILINE)) == 2
     assert not re.search(r"^trap ", result.output, re.MULTILINE)
+
+
+def test_says_when_the_documents_run_several_times(llava, tmp_path) -> None:
+    room = 2 * Shape(64, 4).sums(5) / GIB
+    (tmp_path / "short.yaml").write_text(
+        "task: mir_short\nclass: !function mir_task.harness.MIRTask\nmir_base: mir_demo\n"
+        f"mir_host_memory: {room}\n"
+    )
+    short = ["--task", "mir_short", "--include_path", str(tmp_path)]
+    result = checked(*arguments(llava), *short)
+    assert result.exit_code == 0, result.output
+    passes = re.findall(r"^plan +pass \d of 100 documents: (.*), ", result.output, re.MULTILINE)
+    assert passes == ["norms and samples", "sums of 2 layers", "sums of 1 layers"]
+    assert "so the documents run 3 times, keeping sums, counting medians, of up to 2" in result.output
 
 
 def test_draws_every_position_with_its_token(llava, tmp_path) -> None:

@@ -11,7 +11,7 @@ from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.metric import MeasuredLayer, Modality, layer_result, text_centric_terms
 from mir_task.precision import root_dtype
 from mir_task.statistics import medians
-from mir_task.statistics.moments import numbers_of
+from mir_task.statistics.moments import CHUNK, numbers_of
 from mir_task.statistics.tokens import FOLDED_AT_ONCE, SAMPLE, FirstPass, Known, SampleChoice, SecondPass
 
 MODALITIES = ("vision", "text")
@@ -66,6 +66,10 @@ class LayerRows:
     def nbytes(self) -> int:
         """Memory of rows and samples."""
         return self.vision.nbytes + self.text.nbytes
+
+    def copied(self, modality: int, rows: Tensor) -> Tensor:
+        """Rows [n, d] of a modality as `add` takes them, in memory that nobody else writes to."""
+        return self.modalities[modality].copied(rows)
 
     def add(self, parts: Sequence[TokensOfDocument], group: int, *, means: bool) -> None:
         """Count one document's vision and text tokens; `means` keeps their mean rows too."""
@@ -150,6 +154,10 @@ class LayerSums:
         """Vision and text."""
         return self.vision, self.text
 
+    def copied(self, modality: int, rows: Tensor) -> Tensor:
+        """Rows [n, d] of a modality as `add` takes them, in memory that nobody else writes to."""
+        return self.modalities[modality].copied(rows)
+
     def add(self, parts: Sequence[TokensOfDocument], group: int, *, means: bool) -> None:
         """Count one document's vision and text tokens; `means` keeps their mean rows too."""
         for tokens, part in zip(self.modalities, parts, strict=True):
@@ -194,6 +202,15 @@ def sums_bytes(size: int, itemsize: int, groups: int) -> int:
         groups: of documents.
     """
     return 2 * (8 * max(groups, 1) * numbers_of(size) + FOLDED_AT_ONCE * size * itemsize)
+
+
+def computing_bytes(size: int) -> int:
+    """Memory that the computation of a layer takes beside its sums: rows in float64, and covariances.
+
+    Args:
+        size: dimensions of the hidden states.
+    """
+    return 8 * (2 * CHUNK * size + 6 * size**2)
 
 
 def sample_bytes(size: int, itemsize: int) -> int:

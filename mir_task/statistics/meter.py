@@ -141,7 +141,7 @@ class MIRMeter:
         }
         self._make_room({number: [part for part, _ in parts] for number, parts in counted.items()})
         copies = {
-            number: [(self._own(number, part), own) for part, own in parts]
+            number: [(self._layer(number).copied(n, part), own) for n, (part, own) in enumerate(parts)]
             for number, parts in counted.items()
         }
         group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
@@ -310,14 +310,6 @@ class MIRMeter:
                 else LayerSums(known, self.options.outliers, max(self.options.groups, 1))
             )
         return self.layers[number]
-
-    def _own(self, number: int, rows: Tensor) -> Tensor:
-        """A copy of rows on the device of their layer, or the rows where none of them are to stay."""
-        layer = self._layer(number)
-        device = layer.device or rows.device
-        if _is_sampled(layer):
-            return rows.to(device)
-        return torch.empty(rows.shape, dtype=rows.dtype, device=device).copy_(rows)
 
     def _make_room(self, coming: Mapping[int, Sequence[Tensor]]) -> None:
         """Forget rows of the highest layers on each device, so that those that come have room."""

@@ -13,8 +13,8 @@ from mir_task.precision import full_precision
 # products are slower.
 _WIDTH = 256
 _MOST_BLOCKS = 8
-# Rows that are converted at a time.
-_CHUNK = 4096
+CHUNK = 4096
+"""Rows that are converted at a time."""
 # Relative error of entries of a covariance whose products are summed in float32.
 _SINGLE_PRECISION = 1e-6
 
@@ -44,7 +44,7 @@ class Moments:
         """Count those rows [n, d] of one group where `inside` [n] is true."""
         count, total, blocks = self._parts(group)
         centre = self.centre.to(self.products)
-        for chunk, kept in zip(torch.split(rows, _CHUNK), torch.split(inside, _CHUNK), strict=True):
+        for chunk, kept in zip(torch.split(rows, CHUNK), torch.split(inside, CHUNK), strict=True):
             # Rows that are left out become zero: choosing the others would wait for an accelerator.
             centred = (
                 chunk.to(self.products).sub_(centre) if chunk.dtype != self.products else chunk - centre

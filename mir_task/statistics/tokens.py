@@ -22,6 +22,9 @@ from mir_task.statistics.moments import Moments
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
+# Bytes of memory that the host takes for rows at a time, of which it uses what is written to. The C
+# library returns pieces of this size to the system when they are freed.
+_PIECE = 2**26
 FOLDED_AT_ONCE = 4096
 """Rows of a second pass that wait to be folded into the moments, for products of a size that is fast."""
 
@@ -170,12 +173,31 @@ class FirstPass:
         self.nbytes = 0
         """Memory of rows or sample."""
         self._sample: Tensor | None = None
+        self._unused: Tensor | None = None
+
+    def copied(self, rows: Tensor) -> Tensor:
+        """Rows [n, d] in memory of this object, on the device of those that came first.
+
+        Where none of them are kept, the rows themselves.
+        """
+        device = rows.device if self.like is None else self.like.device
+        if self.rows is None:
+            return rows.to(device)
+        if device.type != "cpu":
+            return torch.empty(rows.shape, dtype=rows.dtype, device=device).copy_(rows)
+        # Of pieces between which callers allocate and free, the host's memory would become twice that.
+        unused = self._unused
+        if unused is None or unused.dtype != rows.dtype or len(unused) < len(rows):
+            most = max(len(rows), _PIECE // max(rows[:1].nbytes, 1))
+            unused = torch.empty(most, rows.shape[1], dtype=rows.dtype)
+        own, self._unused = unused[: len(rows)], unused[len(rows) :]
+        return own.copy_(rows)
 
     def add(self, rows: Tensor, norms: Tensor, slots: Tensor, chosen: Tensor) -> None:
         """Count one document.
 
         Args:
-            rows: [n, d], this object's own from here on where `rows` are kept.
+            rows: [n, d], as `copied` gives them.
             norms: [n].
             slots: of the sample, on the rows' device, that go to some of the rows.
             chosen: which rows these are.
@@ -193,6 +215,7 @@ class FirstPass:
         """Keep no more of the rows than the sample."""
         if self.rows:
             self._sample = self.sample(choice, self.rows[0])
+        self._unused = None
         self.rows, self.nbytes = None, 0 if self._sample is None else self._sample.nbytes
 
     def sample(self, choice: SampleChoice, like: Tensor) -> Tensor:
@@ -271,12 +294,16 @@ class SecondPass:
         self._rows_waiting = 0
 
     def add(self, rows: Tensor, norms: Tensor, group: int) -> None:
-        """Count rows [n, d] and their norms [n] of one document; both stay as they are until `fold`."""
+        """Count rows [n, d] and their norms [n] of one document."""
         self.tokens += len(rows)
         self._waiting.setdefault(group, []).append((rows, norms))
         self._rows_waiting += len(rows)
         if self._rows_waiting >= FOLDED_AT_ONCE:
             self.fold()
+
+    def copied(self, rows: Tensor) -> Tensor:
+        """Rows [n, d] in memory of their own, on the device of the sums."""
+        return torch.empty(rows.shape, dtype=rows.dtype, device=self.moments.centre.device).copy_(rows)
 
     def fold(self) -> None:
         """Fold the rows that wait into the sums."""
