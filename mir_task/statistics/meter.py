@@ -19,7 +19,7 @@ from mir_task.statistics.layers import (
     LayerSums,
     TokensOfDocument,
 )
-from mir_task.statistics.tokens import SampleChoice
+from mir_task.statistics.tokens import Pieces, SampleChoice
 
 DocumentId = str | int
 
@@ -88,6 +88,7 @@ class MIRMeter:
         """Of a first pass, once a second one was asked for."""
         self._dimensions: list[int] = []
         self._room: dict[torch.device, float] = {}
+        self._norms = Pieces()
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -126,7 +127,7 @@ class MIRMeter:
             check_rows(*rows)
             _check_equal(numbers, rows)
             by_layer = (dict(zip(numbers, parts, strict=False)) for parts in rows)
-            norms = token_norms(dict(zip(MODALITIES, by_layer, strict=True)))
+            norms = self._kept_norms(token_norms(dict(zip(MODALITIES, by_layer, strict=True))))
         except MIRError as error:
             raise MIRError(f"document {document_id!r}: {error}") from None
         if document_id in self.documents:
@@ -135,7 +136,7 @@ class MIRMeter:
         counted = {
             number: list(zip(of_layer, of_norms, strict=True))
             for number, of_layer, of_norms in zip(
-                numbers, zip(*rows, strict=True), zip(*norms.values(), strict=True), strict=True
+                numbers, zip(*rows, strict=True), zip(*norms, strict=True), strict=True
             )
             if not self.known or number in self.known
         }
@@ -310,6 +311,16 @@ class MIRMeter:
                 else LayerSums(known, self.options.outliers, max(self.options.groups, 1))
             )
         return self.layers[number]
+
+    def _kept_norms(self, norms: Mapping[str, Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Norms of all layers of each modality, in one piece of memory where they are on one device."""
+        kept = []
+        for parts in norms.values():
+            if len({part.device for part in parts}) == 1:
+                together = self._norms.copied(torch.cat(list(parts)), parts[0].device)
+                parts = torch.split(together, [len(part) for part in parts])
+            kept.append(list(parts))
+        return kept
 
     def _make_room(self, coming: Mapping[int, Sequence[Tensor]]) -> None:
         """Forget rows of the highest layers on each device, so that those that come have room."""

@@ -22,8 +22,8 @@ from mir_task.statistics.moments import Moments
 
 SAMPLE = 1024
 """Rows in the sample of all tokens."""
-# Bytes of memory that the host takes for rows at a time, of which it uses what is written to. The C
-# library returns pieces of this size to the system when they are freed.
+# Bytes of a piece of memory on the host. The C library returns pieces of this size to the system when
+# they are freed, and takes no more of the memory than what is written to.
 _PIECE = 2**26
 FOLDED_AT_ONCE = 4096
 """Rows of a second pass that wait to be folded into the moments, for products of a size that is fast."""
@@ -160,6 +160,32 @@ class SampleChoice:
         }
 
 
+class Pieces:
+    """Copies of tensors that stay, in large pieces of memory on the host.
+
+    Among small ones that stay, memory that callers take and free for large tensors is never whole again:
+    the process grows by all that ever came.
+    """
+
+    def __init__(self) -> None:
+        self._unused: Tensor | None = None
+
+    def copied(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """A copy of a [n, ...] on a device."""
+        if device.type != "cpu":
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
+        unused = self._unused
+        if (
+            unused is None
+            or (unused.dtype, unused.shape[1:]) != (tensor.dtype, tensor.shape[1:])
+            or len(unused) < len(tensor)
+        ):
+            most = max(len(tensor), _PIECE // max(tensor[:1].nbytes, 1))
+            unused = torch.empty(most, *tensor.shape[1:], dtype=tensor.dtype)
+        own, self._unused = unused[: len(tensor)], unused[len(tensor) :]
+        return own.copy_(tensor)
+
+
 class FirstPass:
     """Tokens of one layer and modality, an entry a document."""
 
@@ -173,7 +199,7 @@ class FirstPass:
         self.nbytes = 0
         """Memory of rows or sample."""
         self._sample: Tensor | None = None
-        self._unused: Tensor | None = None
+        self._pieces = Pieces()
 
     def copied(self, rows: Tensor) -> Tensor:
         """Rows [n, d] in memory of this object, on the device of those that came first.
@@ -181,17 +207,7 @@ class FirstPass:
         Where none of them are kept, the rows themselves.
         """
         device = rows.device if self.like is None else self.like.device
-        if self.rows is None:
-            return rows.to(device)
-        if device.type != "cpu":
-            return torch.empty(rows.shape, dtype=rows.dtype, device=device).copy_(rows)
-        # Of pieces between which callers allocate and free, the host's memory would become twice that.
-        unused = self._unused
-        if unused is None or unused.dtype != rows.dtype or len(unused) < len(rows):
-            most = max(len(rows), _PIECE // max(rows[:1].nbytes, 1))
-            unused = torch.empty(most, rows.shape[1], dtype=rows.dtype)
-        own, self._unused = unused[: len(rows)], unused[len(rows) :]
-        return own.copy_(rows)
+        return rows.to(device) if self.rows is None else self._pieces.copied(rows, device)
 
     def add(self, rows: Tensor, norms: Tensor, slots: Tensor, chosen: Tensor) -> None:
         """Count one document.
@@ -215,7 +231,7 @@ class FirstPass:
         """Keep no more of the rows than the sample."""
         if self.rows:
             self._sample = self.sample(choice, self.rows[0])
-        self._unused = None
+        self._pieces = Pieces()
         self.rows, self.nbytes = None, 0 if self._sample is None else self._sample.nbytes
 
     def sample(self, choice: SampleChoice, like: Tensor) -> Tensor:
