@@ -27,6 +27,7 @@ from mir_task import MIRMeter
 from mir_task.budget import HOST, Room, Shape, plan
 from mir_task.capture import HiddenStateCapture, Prefill
 from mir_task.demo.checkpoint import make_llava
+from mir_task.memory import GIB
 
 PUBLISHED_EACH = 20e6
 """Bytes that the published procedure takes at least for one of these documents."""
@@ -114,11 +115,11 @@ def planned(tokens: int) -> dict[str, float]:
     shape, devices = Shape(SIZE, 2), dict.fromkeys(range(1, LAYERS + 1), HOST)
     _, passes = plan(devices, shape, Room(ROOM, 0), 5, tokens)
     # Beside what is kept: norms, one layer's computation, and the document that is at hand, twice.
-    more = 8 * LAYERS * tokens + shape.computing(5) + 2 * LAYERS * shape.rows(1300)
-    return {
-        "in passes": max(sum(each.bytes.values()) for each in passes) + more,
-        "rows kept": LAYERS * shape.rows(tokens) + more,
-    }
+    more = 8 * LAYERS * tokens + shape.computing(5, HOST) + 2 * LAYERS * shape.rows(1300)
+    rows = LAYERS * shape.rows(tokens)
+    # The first pass fills the room before rows of the highest layers go.
+    in_passes = max(min(rows, ROOM * GIB), *(each.bytes[HOST] for each in passes))
+    return {"in passes": in_passes + more, "rows kept": rows + more}
 
 
 def main() -> None:

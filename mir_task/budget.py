@@ -53,9 +53,9 @@ class Shape(NamedTuple):
         """Bytes of one layer's sums, with so many groups of documents."""
         return sums_bytes(self.size, self.itemsize, groups)
 
-    def computing(self, groups: int) -> int:
-        """Bytes that the computation of one layer takes for a time, beside what is kept."""
-        return self.sums(groups) + computing_bytes(self.size)
+    def computing(self, groups: int, device: torch.device) -> int:
+        """Bytes that the computation of one layer on a device takes for a time, beside what is kept."""
+        return self.sums(groups) + computing_bytes(self.size, host=device == HOST)
 
     def samples(self) -> int:
         """Bytes of what a first pass keeps of a layer without its rows, beside 8 bytes a token."""

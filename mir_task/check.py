@@ -145,7 +145,7 @@ def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: li
         kept = f"{each.keeps} of {len(each.layers)} layers" if each.layers else "norms and samples"
         taken = " and ".join(f"{size / GIB:.3g} GiB on {device}" for device, size in each.bytes.items())
         lines.append(f"pass {number} of {count} documents: {kept}, {taken}")
-    computing = shape.computing(place.groups) / GIB
+    computing = max(shape.computing(place.groups, device) for device in place.devices.values()) / GIB
     lines.append(f"a layer's computation takes {computing:.3g} GiB more for a time")
     return lines
 

@@ -208,3 +208,22 @@ def test_an_output_folder_that_is_a_file_is_one_message(models, tmp_path) -> Non
     printed = CliRunner().invoke(main, ["zoo", str(models), "--output_path", str(tmp_path / "out")])
     assert printed.exit_code == 1
     assert "out cannot be written to" in printed.output
+
+
+@pytest.mark.parametrize("gpus", [(), ("0", "3")])
+def test_runs_side_by_side_know_that_they_share_the_host(tmp_path, monkeypatch, gpus) -> None:
+    environments = []
+
+    def not_started(*arguments, env, **options):
+        environments.append({name: env.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MIR_TASK_RUNS")})
+        raise OSError("no more")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", not_started)
+    runs = read(listed(tmp_path, Path("one"), Path("two")))
+    outcomes = list(Zoo(runs, tmp_path / "out", Options(gpus=gpus)).run(retry_failed=False))
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+    assert environments == [
+        {"CUDA_VISIBLE_DEVICES": gpu, "MIR_TASK_RUNS": "2" if gpu else None}
+        for gpu in gpus or [None, None]
+    ]

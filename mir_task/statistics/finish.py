@@ -100,7 +100,7 @@ def learn(
     options: Options,
     processes: Processes,
 ) -> dict[int, KnownLayer]:
-    """What all processes' first passes tell of each layer.
+    """What all first passes tell of each layer; norms of rows that are not kept are forgotten.
 
     Args:
         layers: by number; the same numbers on every process.
@@ -110,25 +110,16 @@ def learn(
 
     Raises:
         MIRError: on every process alike, when a layer has fewer than 2 tokens of a modality.
-
-    Norms of layers whose rows are not kept are forgotten.
     """
-    with processes.guard():
-        own = {
-            number: (
-                _layout(layer),
-                [by_group(tokens.norms, layer.groups) for tokens in layer.modalities],
-            )
-            for number, layer in layers.items()
-        }
-        for layer in layers.values():
-            if not layer.kept:  # of no more use: the second pass has norms of its own
-                layer.forget_norms()
-    gathered = processes.gather((own, [choice.priorities for choice in choices]))
-    places = [_Places.of([parts[n] for _, parts in gathered], processes.rank) for n in range(2)]
+    priorities = processes.gather([choice.priorities for choice in choices])
+    places = [_Places.of([parts[n] for parts in priorities], processes.rank) for n in range(2)]
     known = {}
     for number, layer in layers.items():
-        of_processes = [of_layer[number] for of_layer, _ in gathered]
+        with processes.guard():
+            own = _layout(layer), [by_group(tokens.norms, layer.groups) for tokens in layer.modalities]
+            if not layer.kept:  # of no more use: the second pass has norms of its own
+                layer.forget_norms()
+        of_processes = processes.gather(own)
         with processes.guard():
             layouts = {layout for layout, _ in of_processes if layout is not None}
             if len(layouts) != 1:

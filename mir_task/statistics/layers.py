@@ -204,13 +204,16 @@ def sums_bytes(size: int, itemsize: int, groups: int) -> int:
     return 2 * (8 * max(groups, 1) * numbers_of(size) + FOLDED_AT_ONCE * size * itemsize)
 
 
-def computing_bytes(size: int) -> int:
-    """Memory that the computation of a layer takes beside its sums: rows in float64, and covariances.
+def computing_bytes(size: int, *, host: bool) -> int:
+    """Memory that the computation of a layer takes beside its sums.
+
+    That is for rows in float64, covariances and their factors, and the selection of medians.
 
     Args:
         size: dimensions of the hidden states.
+        host: whether it is computed on the host.
     """
-    return 8 * (2 * CHUNK * size + 6 * size**2)
+    return 8 * (2 * CHUNK * size + 6 * size**2) + 6 * medians.SELECTED_AT_ONCE[not host]
 
 
 def sample_bytes(size: int, itemsize: int) -> int:

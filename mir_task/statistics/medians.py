@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
-# Dimensions of which medians are selected at a time on the CPU.
-_COLUMNS = 32
+SELECTED_AT_ONCE = (2**24, 2**28)
+"""Bytes of rows of which medians are selected at a time, on the host and on an accelerator."""
 # As many rows as a byte can count.
 _BYTE = 128
 
@@ -24,8 +24,8 @@ def of_rows(parts: Sequence[Tensor]) -> Tensor:
         parts: of the rows, [n, d] each.
     """
     size, found = parts[0].shape[1], []
-    # Few dimensions at a time: as memory that stays in a processor's caches, and less of it.
-    width = size if parts[0].device.type != "cpu" else _COLUMNS
+    column = sum(map(len, parts)) * parts[0].element_size()
+    width = max(SELECTED_AT_ONCE[parts[0].device.type != "cpu"] // max(column, 1), 1)
     for first in range(0, size, width):
         columns = torch.cat([part[:, first : first + width] for part in parts]).T.contiguous()
         found.append(_of_columns(columns).double())
