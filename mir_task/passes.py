@@ -175,19 +175,22 @@ class _Run:
         if planned.keeps == "rows":
             self._check_documents(meter)
             rows = {number: layer for number, layer in layers.items() if isinstance(layer, LayerRows)}
+            tokens = sum(len(n) for of in rows[planned.layers[0]].modalities for n in of.norms)
             known = learn(rows, meter.choices, meter.options, CONNECTED)
             for of_process in all_gather({n for n, layer in rows.items() if layer.kept}):
                 kept &= of_process
             taken = _bytes(rows, self.places)
+            del rows  # so that those of a layer are freed after its turn
+            self._tokens = max(all_gather(tokens))
         if not self.passes:
-            self._learn_of_all(known, layers)
+            self._learn_of_all(known)
         elif not kept:
             raise MIRError(
                 f"{self.name}: the rows of layers {planned.layers} outgrew the room planned for them"
             )
         self.passes.append(budget.Pass(tuple(sorted(kept)), planned.keeps, taken))
         turns = {number: layers.pop(number) for number in sorted(kept)}
-        del layers  # so that a layer's rows are freed after its turn
+        del layers
         bar = functools.partial(tqdm, desc=f"{self.name}: layers", disable=not self.bars or rank() != 0)
         self.done |= distances(turns, known, self._left_out, meter.options, CONNECTED, bar)
         self.seconds += time.perf_counter() - started
@@ -218,13 +221,9 @@ class _Run:
             reason = next((reason for _, reason in parts if reason), "the run has none")
             raise MIRError(f"{self.name}: no document could be measured; the first: {reason}")
 
-    def _learn_of_all(self, known: dict[int, KnownLayer], layers: Mapping[int, Any]) -> None:
+    def _learn_of_all(self, known: dict[int, KnownLayer]) -> None:
         """Keep what the first pass tells of all layers."""
         self._known = known
-        of_layer = next(iter(layers.values()))
-        self._tokens = max(
-            all_gather(sum(len(norms) for of in of_layer.modalities for norms in of.norms))
-        )
         self.shape = budget.Shape(
             self.shape.size, next(iter(known.values())).text.thresholds.element_size()
         )
