@@ -114,8 +114,9 @@ def planned(tokens: int) -> dict[str, float]:
     """Bytes that the planner reckons with, of each way."""
     shape, devices = Shape(SIZE, 2), dict.fromkeys(range(1, LAYERS + 1), HOST)
     _, passes = plan(devices, shape, Room(ROOM, 0), 5, tokens)
-    # Beside what is kept: norms, one layer's computation, and the document that is at hand, twice.
-    more = 8 * LAYERS * tokens + shape.computing(5, HOST) + 2 * LAYERS * shape.rows(1300)
+    # Beside what is kept: norms, one layer's computation, the document that is at hand, twice, and the
+    # ends of pages of 2 MB.
+    more = 8 * LAYERS * tokens + shape.computing(5, HOST) + 2 * LAYERS * (shape.rows(1300) + 2**21)
     rows = LAYERS * shape.rows(tokens)
     # The first pass fills the room before rows of the highest layers go.
     in_passes = max(min(rows, ROOM * GIB), *(each.bytes[HOST] for each in passes))

@@ -213,7 +213,7 @@ def computing_bytes(size: int, *, host: bool) -> int:
         size: dimensions of the hidden states.
         host: whether it is computed on the host.
     """
-    return 8 * (2 * CHUNK * size + 6 * size**2) + 6 * medians.SELECTED_AT_ONCE[not host]
+    return 8 * (2 * CHUNK * size + 6 * size**2) + 8 * medians.SELECTED_AT_ONCE[not host]
 
 
 def sample_bytes(size: int, itemsize: int) -> int:

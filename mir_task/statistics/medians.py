@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 QUANTILES = (0.3, 0.45, 0.5, 0.55, 0.7)
-SELECTED_AT_ONCE = (2**24, 2**28)
+SELECTED_AT_ONCE = (2**23, 2**28)
 """Bytes of rows of which medians are selected at a time, on the host and on an accelerator."""
 # As many rows as a byte can count.
 _BYTE = 128
