@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import datetime
 import functools
 import itertools
 import os
@@ -36,6 +37,8 @@ def world_size() -> int:
 def _leave() -> None:
     """End gloo's threads, which may otherwise abort a process that leaves before the others."""
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        with contextlib.suppress(RuntimeError):  # another may have gone already
+            dist.monitored_barrier(timeout=datetime.timedelta(seconds=10))
         dist.destroy_process_group()
 
 
