@@ -7,7 +7,8 @@ package loads neither the harness nor transformers.
 
 from mir_task.errors import MIRError
 from mir_task.library import measure
-from mir_task.metric import LayerResult, MIRResult, modality_integration_rate
+from mir_task.metric import modality_integration_rate
+from mir_task.result import LayerResult, MIRResult
 from mir_task.statistics.meter import MIRMeter
 
 __version__ = "0.1.0"

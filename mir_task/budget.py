@@ -130,12 +130,15 @@ def places(devices: Mapping[int, torch.device], layer: Shape, room: Room, groups
                 if chosen != choices[0]:
                     notes.append(_groups_note(layer, least))
                 return Places(place, chosen, tuple(notes))
-    needed = layer.sums(choices[-1]) / GIB
-    raise MIRError(
-        f"the statistics of one decoder layer of {layer.size} dimensions take {needed:.3g} GiB with "
-        f"{choices[-1]} groups, and {room.host:.3g} GiB of the host and {room.accelerator:.3g} GiB of "
-        "each accelerator are for them: free memory, raise mir_host_memory or mir_accelerator_memory "
-        "(GiB), or set mir_groups: 0"
+    raise _no_room(layer, room, choices[-1])
+
+
+def _no_room(layer: Shape, room: Room, groups: int) -> MIRError:
+    return MIRError(
+        f"the statistics of one decoder layer of {layer.size} dimensions take "
+        f"{layer.sums(groups) / GIB:.3g} GiB with {groups} groups, and {room.host:.3g} GiB of the host "
+        f"and {room.accelerator:.3g} GiB of each accelerator are for them: free memory, raise "
+        "mir_host_memory or mir_accelerator_memory (GiB), or set mir_groups: 0"
     )
 
 
@@ -163,6 +166,9 @@ def later_passes(
         room: memory for statistics.
         tokens: of all documents of a process.
         numbers: of the layers.
+
+    Raises:
+        MIRError: neither the rows nor the sums of a single layer fit.
     """
     left = _by_device(place.devices, numbers)
     if not left:
@@ -176,6 +182,8 @@ def later_passes(
                 {d: n[i * fit[d] : (i + 1) * fit[d]] for d, n in left.items()} for i in range(count)
             ]
             ways.append([_pass(part, keeps, each) for part in parts])
+    if not ways:  # hidden states may be wider than the embedding that the place was chosen by
+        raise _no_room(layer, room, place.groups)
     return min(ways, key=len)  # rows where both take as many: their medians are exact
 
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mir_task.budget import DEFAULT_GROUPS
 from mir_task.library import Pair, measure
-from mir_task.metric import MIRResult, jackknife_stderr
+from mir_task.result import MIRResult, jackknife_stderr
 
 
 class MIRCallback(TrainerCallback):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from mir_task.errors import MIRError
-from mir_task.metric import jackknife_stderr
 from mir_task.records import Record, differences, read_record, read_runs
+from mir_task.result import jackknife_stderr
 from mir_task.results import FAULTS, in_words
 
 LEVEL = 0.95

@@ -23,10 +23,10 @@ from mir_task.adapter import Adapter
 from mir_task.data import documents
 from mir_task.distributed import all_gather, on_every_rank, rank, world_size
 from mir_task.media import open_media
-from mir_task.metric import MIRResult
 from mir_task.passes import Whole, measure_together
 from mir_task.placement import Document
 from mir_task.plugin import register, yaml_paths
+from mir_task.result import MIRResult
 from mir_task.results import versions, write_report
 from mir_task.settings import Settings, mir_keys, packaged_tasks, with_base
 

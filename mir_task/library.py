@@ -15,10 +15,10 @@ from torch import nn
 
 from mir_task.distributed import on_every_rank, rank, world_size
 from mir_task.errors import MIRError
-from mir_task.metric import MIRResult
 from mir_task.passes import measure_together
 from mir_task.placement import Document, messages
 from mir_task.reader import Reader
+from mir_task.result import MIRResult
 from mir_task.settings import Measuring
 
 Pair = tuple[Any, str]

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from mir_task.capture import Prefill, decode_text, own_tokens
 from mir_task.distributed import rank, stop_if_another_failed
 from mir_task.errors import MIRError
-from mir_task.metric import MIRResult
 from mir_task.placement import Document
 from mir_task.reader import Reader, Rejected, Seen
+from mir_task.result import MIRResult
 from mir_task.settings import TOKENS, Measuring
 
 

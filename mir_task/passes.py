@@ -20,9 +20,9 @@ from mir_task import budget
 from mir_task.distributed import CONNECTED, all_gather, on_every_rank, rank
 from mir_task.errors import MIRError
 from mir_task.measurement import Measurement, measure
-from mir_task.metric import MeasuredLayer, MIRResult
 from mir_task.placement import Document
 from mir_task.reader import Reader
+from mir_task.result import MeasuredLayer, MIRResult
 from mir_task.settings import Measuring
 from mir_task.statistics.finish import distances, groups_to_leave_out, learn
 from mir_task.statistics.layers import KnownLayer, LayerRows
@@ -133,7 +133,9 @@ class _Run:
         self._tokens = 0
 
     def note(self, text: str) -> None:
-        """Log what a reader of the value should know, and keep it."""
+        """Log what a reader of the value should know, and keep it; once, if passes start anew too."""
+        if text in self.notes:
+            return
         self.notes.append(text)
         if rank() == 0:
             logger.warning(f"{self.name}: {text}")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.metric import MIRResult, outlier_mask
+from mir_task.metric import outlier_mask
+from mir_task.result import MIRResult
 from mir_task.settings import TOKENS
 
 ENDINGS = (".png", ".svg")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mir_task.metric import MIRResult
+from mir_task.result import MIRResult
 from mir_task.results import FAULTS, in_words, read_report
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mir_task import __version__, plot
-from mir_task.metric import MIRResult
+from mir_task.result import MIRResult
 from mir_task.settings import TOKENS
 
 SCHEMA_VERSION = 1

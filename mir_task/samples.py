@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lmms_eval.api.model import lmms
+from loguru import logger
 from tqdm import tqdm
 
 from mir_task import budget
@@ -19,7 +20,7 @@ from mir_task.data import in_draw_order
 from mir_task.errors import MIRError
 from mir_task.harness import documents_of
 from mir_task.measurement import measure
-from mir_task.metric import LayerResult, MeasuredLayer, MIRResult
+from mir_task.result import LayerResult, MeasuredLayer, MIRResult
 from mir_task.results import SCHEMA_VERSION, versions
 from mir_task.statistics.meter import MIRMeter
 
@@ -114,6 +115,8 @@ def samples(
     devices = budget.layer_devices(adapter.decoder)
     room = budget.room(devices.values(), memory, memory)
     place = budget.places(devices, budget.shape(adapter.decoder), room, 0)
+    for note in place.notes:
+        logger.warning(f"{task.name}: {note}")
     settings = task.settings.model_copy(update={"mir_on_error": "stop"})
     left, passes = sorted(devices), 0
     while left:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mir_task.metric import LayerResult, MIRResult
+from mir_task.result import LayerResult, MIRResult
 from mir_task.results import SCHEMA_VERSION, versions
 
 

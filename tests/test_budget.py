@@ -123,6 +123,13 @@ def test_not_even_one_layer() -> None:
         places(layers(HOST), SHAPE, Room(host=0.001, accelerator=0), None)
 
 
+def test_hidden_states_that_are_wider_than_the_embedding() -> None:
+    room = Room(host=SHAPE.sums(5) / GIB, accelerator=0)
+    place = places(layers(*[HOST] * 2), SHAPE, room, 5)
+    with pytest.raises(MIRError, match="one decoder layer of 1024 dimensions take .* with 5 groups"):
+        budget.later_passes(place, Shape(1024, 4), room, 10**6, {1, 2})
+
+
 def test_notes_name_what_helps() -> None:
     place, passes = plan(layers(*[GPU] * 32), Shape(4096, 2), Room(PLENTY, 4.5), None, 16 * TOKENS)
     note = budget.passes_note(place, Room(PLENTY, 4.5), passes)

@@ -14,7 +14,7 @@ from loguru import logger
 import mir_task
 from mir_task.callback import MIRCallback, improves
 from mir_task.errors import MIRError
-from mir_task.metric import LayerResult, MIRResult
+from mir_task.result import LayerResult, MIRResult
 from tests import harness
 from tests.test_command import torchrun
 

@@ -11,8 +11,8 @@ from scipy import stats
 from mir_task.cli import main
 from mir_task.compare import compare
 from mir_task.demo.checkpoint import make_llava
-from mir_task.metric import MIRResult
 from mir_task.records import read_record
+from mir_task.result import MIRResult
 from tests import harness, runs
 
 

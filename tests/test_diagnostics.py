@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mir_task import MIRError, MIRMeter, MIRResult, diagnostics, metric, modality_integration_rate
+from mir_task import LayerResult, MIRError, MIRMeter, MIRResult, diagnostics, modality_integration_rate
 from mir_task.frechet import Gaussian
 from tests import harness, independent
 
@@ -33,7 +33,7 @@ def tokens(kind: str, count: int, seed: int) -> torch.Tensor:
 KINDS = ["full", "steep", "singular", "rank_one", "massive", "outliers"]
 
 
-def check(layer: metric.LayerResult, wanted: dict[str, float]) -> None:
+def check(layer: LayerResult, wanted: dict[str, float]) -> None:
     found = layer.to_dict()
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, rel=1e-9), name

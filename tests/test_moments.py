@@ -212,9 +212,29 @@ def test_a_first_pass_ends_when_a_second_one_is_asked_for() -> None:
 def test_a_second_pass_of_other_documents_is_refused() -> None:
     docs = list(enumerate(stream("plain", 0)))
     second = metered(docs, memory=0.0).second_pass()
-    refill(second, docs[:-1])
-    with pytest.raises(MIRError, match="6169 vision tokens in the second pass .* 6200 in the first"):
+    refill(second, [*docs[:-1], (199, ("d199", *([rows[0][:-1]] for rows in docs[-1][1][1:])))])
+    with pytest.raises(MIRError, match="6199 vision tokens in the second pass .* 6200 in the first"):
         second.compute()
+
+
+def test_a_second_pass_of_documents_with_other_names_is_refused() -> None:
+    docs = list(enumerate(stream("plain", 0)))
+    second = metered(docs, memory=0.0).second_pass()
+    refill(second, [(n, (f"{i}x" if n == 7 else i, *rows)) for n, (i, *rows) in docs])
+    with pytest.raises(MIRError, match="2 were counted in one of them only, such as 'd7'"):
+        second.compute()
+
+
+def test_layers_that_the_first_pass_measured_survive_a_merge() -> None:
+    docs = list(enumerate(documents(600)))
+    rows = sum(part.nbytes for _, (_, v, t) in docs for part in (v[0], t[0]))
+    first = metered(docs, memory=(rows + 4 * 1024 * DIMENSIONS * 4) / 2**30)
+    second = refill(first.second_pass(), docs)
+    wanted = second.compute()
+    empty = MIRMeter(numbers=second.numbers, known=second.known)
+    empty.merge(second)
+    assert len(wanted.layers) == LAYERS
+    assert empty.compute() == wanted
 
 
 def test_values_that_many_tokens_share_have_exact_medians() -> None:

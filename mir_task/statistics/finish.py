@@ -7,13 +7,14 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.metric import MeasuredLayer, check_enough
+from mir_task.metric import check_enough
+from mir_task.result import MeasuredLayer
 from mir_task.statistics import medians
+from mir_task.statistics.known import Known
 from mir_task.statistics.layers import (
     MODALITIES,
     KnownLayer,
@@ -22,7 +23,8 @@ from mir_task.statistics.layers import (
     exact_medians,
     measured,
 )
-from mir_task.statistics.tokens import SAMPLE, Known, SampleChoice, by_group
+from mir_task.statistics.sample import SAMPLE, CommonSample, SampleChoice
+from mir_task.statistics.tokens import by_group
 
 Part = TypeVar("Part")
 Bar = Callable[[Iterable[int]], Iterable[int]]
@@ -112,7 +114,7 @@ def learn(
         MIRError: on every process alike, when a layer has fewer than 2 tokens of a modality.
     """
     priorities = processes.gather([choice.priorities for choice in choices])
-    places = [_Places.of([parts[n] for parts in priorities], processes.rank) for n in range(2)]
+    places = [CommonSample.of([parts[n] for parts in priorities], processes.rank) for n in range(2)]
     known = {}
     for number, layer in layers.items():
         with processes.guard():
@@ -143,30 +145,13 @@ def learn(
     return known
 
 
-class _Places(NamedTuple):
-    """Where this process's part of the common sample stands in it."""
-
-    rows: int
-    """Of the common sample."""
-    places: Tensor
-    slots: Tensor
-    """Of this process's own sample that stand there."""
-
-    @classmethod
-    def of(cls, priorities: Sequence[np.ndarray], rank: int) -> "_Places":
-        order = np.argsort(np.concatenate(priorities), kind="stable")[:SAMPLE]
-        order = order[np.isfinite(np.concatenate(priorities)[order])]
-        places = np.flatnonzero(order // SAMPLE == rank)
-        return cls(len(order), *(torch.from_numpy(x) for x in (places, order[places] % SAMPLE)))
-
-
 def _layout(layer: LayerRows) -> _Layout | None:
     like = layer.text.like
     return None if like is None else _Layout(like.shape[1], like.dtype)
 
 
 def _sample(
-    layer: LayerRows, modality: int, choice: SampleChoice, places: _Places, layout: _Layout
+    layer: LayerRows, modality: int, choice: SampleChoice, places: CommonSample, layout: _Layout
 ) -> Tensor:
     tokens = layer.modalities[modality]
     like = torch.empty(0, layout.size, dtype=layout.dtype) if tokens.like is None else tokens.like

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from mir_task.diagnostics import linear_cka, mmd2
-from mir_task.metric import MeasuredLayer, Modality, layer_result, text_centric_terms
+from mir_task.metric import Modality, layer_result, text_centric_terms
 from mir_task.precision import root_dtype
+from mir_task.result import MeasuredLayer
 from mir_task.statistics import medians
+from mir_task.statistics.known import Bounds, Known
 from mir_task.statistics.moments import CHUNK, numbers_of
-from mir_task.statistics.tokens import FOLDED_AT_ONCE, SAMPLE, FirstPass, Known, SampleChoice, SecondPass
+from mir_task.statistics.sample import SAMPLE, SampleChoice
+from mir_task.statistics.tokens import FOLDED_AT_ONCE, FirstPass, SecondPass
 
 MODALITIES = ("vision", "text")
 
@@ -22,6 +25,11 @@ class KnownLayer(NamedTuple):
 
     vision: Known
     text: Known
+
+    @property
+    def bounds(self) -> tuple[Bounds, Bounds]:
+        """Of each modality's norms."""
+        return self.vision.bounds, self.text.bounds
 
 
 class TokensOfDocument(NamedTuple):
@@ -164,11 +172,6 @@ class LayerSums:
             tokens.add(part.rows, part.norms, group)
         if means:
             self.means.append(_means(parts))
-
-    @property
-    def device(self) -> torch.device:
-        """Of the sums."""
-        return self.text.moments.centre.device
 
     @property
     def tokens(self) -> list[int]:

@@ -1,16 +1,15 @@
 """MIR of a model, one document at a time, in bounded memory: `MIRMeter`."""
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mir_task.errors import MIRError
 from mir_task.memory import GIB, free
-from mir_task.metric import MeasuredLayer, MIRResult, check_outlier_rule, check_rows, token_norms
+from mir_task.metric import check_outlier_rule, check_rows, token_norms
+from mir_task.result import MeasuredLayer, MIRResult
 from mir_task.statistics.finish import Alone, Bar, Options, distances, groups_to_leave_out, learn
 from mir_task.statistics.layers import (
     MODALITIES,
@@ -19,7 +18,8 @@ from mir_task.statistics.layers import (
     LayerSums,
     TokensOfDocument,
 )
-from mir_task.statistics.tokens import Pieces, SampleChoice
+from mir_task.statistics.sample import Entering, SampleChoice
+from mir_task.statistics.tokens import Pieces
 
 DocumentId = str | int
 
@@ -84,6 +84,8 @@ class MIRMeter:
         """Of the samples of vision and of text tokens."""
         self.measured: dict[int, MeasuredLayer] = {}
         """Layers that a first pass has measured already."""
+        self._expected: frozenset[DocumentId] = frozenset()
+        """Documents of the first pass, where this is a second one."""
         self._learned: tuple[dict[int, KnownLayer], dict[int, MeasuredLayer]] | None = None
         """Of a first pass, once a second one was asked for."""
         self._dimensions: list[int] = []
@@ -146,7 +148,7 @@ class MIRMeter:
             for number, parts in counted.items()
         }
         group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
-        entering = _Entering(document_id, len(self.documents), self.choices, [len(r[0]) for r in rows])
+        entering = Entering(document_id, len(self.documents), self.choices, [len(r[0]) for r in rows])
         self._dimensions = [part.shape[1] for part in rows[0]]
         self.documents[document_id] = group
         for number, parts in copies.items():
@@ -167,7 +169,7 @@ class MIRMeter:
         mine, theirs = ((meter.options, meter.numbers, sorted(meter.known)) for meter in (self, other))
         if mine != theirs:
             raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
-        if any(self.known[n].text.bounds != other.known[n].text.bounds for n in self.known):
+        if any(self.known[n].bounds != other.known[n].bounds for n in self.known):
             raise MIRError("meters of second passes after different first passes cannot be merged")
         for document_id in other.documents:
             if document_id in self.documents:
@@ -179,6 +181,8 @@ class MIRMeter:
             raise MIRError("meters of different models cannot be merged")
         before = len(self.documents)
         self.documents |= other.documents
+        self.measured = self.measured | other.measured
+        self._expected = self._expected or other._expected
         self._forget_rows([n for n, layer in other.layers.items() if _is_sampled(layer)])
         entering = []
         for own, more in zip(self.choices, other.choices, strict=True):
@@ -222,7 +226,7 @@ class MIRMeter:
             [len(norms) for norms in tokens.norms] for tokens in next(iter(layers.values())).modalities
         ]
         for number, (document_id, *of_document) in enumerate(zip(part.documents, *counts, strict=True)):
-            _Entering(document_id, number, part.choices, of_document)
+            Entering(document_id, number, part.choices, of_document)
         return part
 
     def needs_second_pass(self) -> bool:
@@ -248,7 +252,7 @@ class MIRMeter:
             known=known,
             **self.options._asdict(),
         )
-        again.measured = measured
+        again.measured, again._expected = measured, frozenset(self.documents)
         return again
 
     def compute(self, progress: Bar = lambda layers: layers) -> MIRResult:
@@ -269,6 +273,11 @@ class MIRMeter:
             raise MIRError(
                 "there was no room to keep the rows of all layers: count the documents once more by the "
                 "meter that second_pass() returns, or raise memory (GiB)"
+            )
+        if differing := self._expected and self._expected ^ self.documents.keys():
+            raise MIRError(
+                f"the second pass must count the documents of the first; {len(differing)} were counted "
+                f"in one of them only, such as {min(differing, key=str)!r}"
             )
         known = self.known or learn(_of_rows(self.layers), self.choices, self.options, Alone())
         left_out = self._left_out(known)
@@ -327,8 +336,10 @@ class MIRMeter:
         needed: dict[torch.device, dict[int, int]] = {}
         for number in sorted({*coming, *self.layers}):
             layer, rows = self._layer(number), coming.get(number, ())
+            if not isinstance(layer, LayerRows):
+                continue
             device = layer.device or next((part.device for part in rows), None)
-            if isinstance(layer, LayerRows) and device is not None:
+            if device is not None:
                 more = sum(part.nbytes for part in rows) if layer.kept else 0
                 needed.setdefault(device, {})[number] = layer.nbytes + more
         for device, bytes_of in needed.items():
@@ -351,44 +362,6 @@ class MIRMeter:
             layer = self._layer(number)
             if isinstance(layer, LayerRows) and layer.kept:
                 layer.forget_rows(self.choices)
-
-
-class _Entering:
-    """Which tokens of a document enter the samples, on the devices where they are needed.
-
-    Args:
-        document_id: of the document.
-        number: of the document in its meter.
-        choices: of the samples of each modality, which take the tokens in.
-        counts: of the document's tokens of each modality.
-    """
-
-    def __init__(
-        self,
-        document_id: DocumentId,
-        number: int,
-        choices: Sequence[SampleChoice],
-        counts: Sequence[int],
-    ) -> None:
-        host = [
-            choice.offer(_priorities(document_id, modality, count), number, np.arange(count))
-            for modality, (choice, count) in enumerate(zip(choices, counts, strict=True))
-        ]
-        self._on = {torch.device("cpu"): host}
-
-    def on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Slots and tokens of each modality."""
-        if device not in self._on:
-            host = self._on[torch.device("cpu")]
-            self._on[device] = [(slots.to(device), chosen.to(device)) for slots, chosen in host]
-        return self._on[device]
-
-
-def _priorities(document_id: DocumentId, modality: int, count: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) by which tokens enter the sample; they depend on nothing but the document."""
-    digest = hashlib.sha256(f"{document_id}\0{modality}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
 
 
 def _check_equal(numbers: Sequence[int], rows: Sequence[Sequence[Tensor]]) -> None:

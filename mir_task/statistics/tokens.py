@@ -8,156 +8,22 @@ elsewhere, and adds up second moments and counts by group of documents (`SecondP
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mir_task.metric import Modality
 from mir_task.statistics import medians
+from mir_task.statistics.known import Known
 from mir_task.statistics.moments import Moments
+from mir_task.statistics.sample import SAMPLE, SampleChoice
 
-SAMPLE = 1024
-"""Rows in the sample of all tokens."""
 # Bytes of a piece of memory on the host. The C library returns pieces of this size to the system when
 # they are freed, and takes no more of the memory than what is written to.
 _PIECE = 2**26
 FOLDED_AT_ONCE = 4096
 """Rows of a second pass that wait to be folded into the moments, for products of a size that is fast."""
-
-
-class Bounds(NamedTuple):
-    """Norms between which a token is no outlier: median - 3 std and median + 3 std."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, norms: Tensor) -> "Bounds":
-        """From the norms [n] of all tokens: lower median and unbiased standard deviation."""
-        middle, spread = float(norms.median()), 3 * float(norms.std()) if len(norms) > 1 else 0.0
-        return cls(middle - spread, middle + spread)
-
-    def inside(self, norms: Tensor) -> Tensor:
-        """True where a norm [n] is within the bounds."""
-        return (norms >= self.low) & (norms <= self.high)
-
-
-class Group(NamedTuple):
-    """The tokens of one group of documents."""
-
-    tokens: int
-    outliers: int
-    norms: float
-    """Sum of their raw L2 norms."""
-
-
-class Known(NamedTuple):
-    """What is known of the tokens of one layer and modality after the first pass, on every process."""
-
-    bounds: Bounds
-    groups: Mapping[int, Group]
-    centre: Tensor
-    """float64 [d], near the mean: medians of the sample."""
-    thresholds: Tensor
-    """[q, d] around the medians, in the dtype of the rows."""
-    sample: Tensor | None = None
-    """Raw float32 rows [n, d] of the sample on the CPU, lowest priority first, where asked for."""
-
-    @classmethod
-    def of(cls, norms: Mapping[int, Tensor], sample: Tensor, *, keep: int = 0) -> "Known":
-        """What the first pass tells.
-
-        Args:
-            norms: [n] of all tokens by group of documents, on the CPU.
-            sample: rows [n, d] of these tokens, lowest priority first.
-            keep: rows of the sample to keep.
-        """
-        bounds = Bounds.of(torch.cat(list(norms.values())))
-        groups = {
-            group: Group(len(n), int((~bounds.inside(n)).sum()), float(n.sum()))
-            for group, n in sorted(norms.items())
-        }
-        thresholds = medians.around(sample)
-        centre = thresholds[len(medians.QUANTILES) // 2].double()
-        return cls(bounds, groups, centre, thresholds, sample[:keep].float().cpu() if keep else None)
-
-    @property
-    def tokens(self) -> int:
-        """All tokens."""
-        return sum(group.tokens for group in self.groups.values())
-
-    @property
-    def outliers(self) -> int:
-        """Tokens out of bounds."""
-        return sum(group.outliers for group in self.groups.values())
-
-    def without(self, left_out: int | None) -> Group:
-        """All tokens but those of one group."""
-        kept = [part for group, part in self.groups.items() if group != left_out]
-        return (
-            Group(*(sum(numbers) for numbers in zip(*kept, strict=True))) if kept else Group(0, 0, 0.0)
-        )
-
-
-class SampleChoice:
-    """Which tokens are in the sample of one modality: those of lowest priority, `SAMPLE` of them.
-
-    Priorities are hashes of document and position, so they are the same in every layer.
-    """
-
-    def __init__(self) -> None:
-        self.priorities: NDArray[np.float64] = np.full(SAMPLE, np.inf)
-        """Of the token in each slot; infinite where there is none."""
-        self.documents: NDArray[np.int64] = np.zeros(SAMPLE, np.int64)
-        """Number of its document."""
-        self.positions: NDArray[np.int64] = np.zeros(SAMPLE, np.int64)
-        """Its position among the document's tokens of the modality."""
-
-    def offer(
-        self,
-        priorities: NDArray[np.float64],
-        documents: NDArray[np.int64] | int,
-        positions: NDArray[np.int64],
-    ) -> tuple[Tensor, Tensor]:
-        """Take in tokens of low priority.
-
-        Args:
-            priorities: of some tokens [n].
-            documents: their document's number, or each one's [n].
-            positions: in it [n].
-
-        Returns:
-            The slots [k] that tokens get, and which of the tokens these are [k].
-        """
-        both = np.concatenate([self.priorities, priorities])
-        lowest = np.argpartition(both, SAMPLE - 1)[:SAMPLE]
-        taken = np.sort(lowest[lowest >= SAMPLE]) - SAMPLE
-        taken = taken[np.isfinite(priorities[taken])]
-        free = np.setdiff1d(np.arange(SAMPLE), lowest[lowest < SAMPLE])[: len(taken)]
-        self.priorities[free] = priorities[taken]
-        self.documents[free] = np.broadcast_to(documents, len(priorities))[taken]
-        self.positions[free] = positions[taken]
-        return torch.from_numpy(free), torch.from_numpy(taken)
-
-    def copy(self) -> "SampleChoice":
-        """The same tokens."""
-        other = SampleChoice()
-        for name in ("priorities", "documents", "positions"):
-            setattr(other, name, getattr(self, name).copy())
-        return other
-
-    def of_documents(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Slots [k] and positions [k] by the number of the document."""
-        filled = np.flatnonzero(np.isfinite(self.priorities))
-        return {
-            int(document): (torch.from_numpy(slots), torch.from_numpy(self.positions[slots]))
-            for document in np.unique(self.documents[filled])
-            if len(slots := filled[self.documents[filled] == document])
-        }
 
 
 class Pieces:

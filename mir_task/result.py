@@ -1,0 +1,229 @@
+"""What MIR of one model is: numbers of its layers, and what follows from them. No tensors."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mir_task.errors import MIRError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One decoder layer. Distances are in units of the squared mean text norm, norms are raw.
+
+    Fields that are None were not in the side file that the result was read from, or do not exist for
+    these tokens. `docs/diagnostics.md` says what each is for.
+    """
+
+    layer: int
+    """1-based index of the decoder layer."""
+    frechet: float
+    """F_k, the true Fréchet distance."""
+    frechet_error: float
+    """Estimate of the numerical error of `frechet`."""
+    frechet_published_fast: float
+    """F_k with Tr(S_v S_t) for the root term, as the published default mode has it."""
+    mean_term: float
+    """||mu_v - mu_t||^2."""
+    covariance_term: float
+    """Tr(S_v) + Tr(S_t) - 2 Tr((S_v S_t)^(1/2))."""
+    text_scale: float
+    """alpha_k of the text-centric normalisation: one over the mean raw text norm."""
+    vision_tokens: int
+    """Vision tokens before the outlier rule."""
+    text_tokens: int
+    """Text tokens before the outlier rule."""
+    vision_outliers: int
+    text_outliers: int
+    vision_norm: float
+    """Mean raw L2 norm of the vision tokens."""
+    text_norm: float
+    """Mean raw L2 norm of the text tokens."""
+    dimensions: int | None = None
+    """d, of the hidden states."""
+    mean_cosine: float | None = None
+    """Cosine of mu_v and mu_t; None where one of them is zero."""
+    vision_participation_ratio: float | None = None
+    """Of S_v, between 1 and d: Tr(S)^2 / Tr(S^2); 0 where all tokens are equal."""
+    text_participation_ratio: float | None = None
+    """Of S_t."""
+    vision_effective_rank: float | None = None
+    """Of S_v, between 1 and d: exp of the entropy of its normalised eigenvalues, where `mir_extras` asks
+    for `entropy_rank`."""
+    text_effective_rank: float | None = None
+    """Of S_t."""
+    cka: float | None = None
+    """Linear CKA of each document's mean vision and mean text row, where `mir_extras` asks for it."""
+    mmd2: float | None = None
+    """Unbiased squared MMD of up to 1024 tokens of each modality, where `mir_extras` asks for it."""
+
+    @property
+    def norm_ratio(self) -> float:
+        """Mean vision norm over mean text norm."""
+        return self.vision_norm / self.text_norm
+
+    @property
+    def centroid_distance(self) -> float:
+        """||mu_v - mu_t|| in units of the mean text norm."""
+        return math.sqrt(self.mean_term)
+
+    @property
+    def vision_tokens_per_dimension(self) -> float | None:
+        """At 1 and below, S_v is singular."""
+        return self.vision_tokens / self.dimensions if self.dimensions else None
+
+    @property
+    def text_tokens_per_dimension(self) -> float | None:
+        """At 1 and below, S_t is singular."""
+        return self.text_tokens / self.dimensions if self.dimensions else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and None: fields and what follows from them. `from_dict` is its inverse."""
+        return asdict(self) | {name: getattr(self, name) for name in _DERIVED}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LayerResult":
+        """The result that `to_dict` wrote; keys that are not fields are ignored."""
+        names = (field.name for field in fields(cls))
+        return cls(**{name: values[name] for name in names if name in values})
+
+
+_DERIVED = (
+    "norm_ratio",
+    "centroid_distance",
+    "vision_tokens_per_dimension",
+    "text_tokens_per_dimension",
+)
+
+
+class MeasuredLayer(NamedTuple):
+    """One decoder layer, with what only `MIRMeter` knows of it."""
+
+    result: LayerResult
+    left_out: tuple[float, ...] = ()
+    """F_k of all documents but those of one group, for each group."""
+    rows: "tuple[Tensor, Tensor] | None" = None
+    """Raw rows [n, d] of some vision and some text tokens, where they were asked for."""
+
+
+@dataclass(frozen=True)
+class MIRResult:
+    """MIR of one model on one set of documents."""
+
+    layers: tuple[LayerResult, ...]
+    outliers: str = "replace"
+    leave_one_group_out: tuple[tuple[float, ...], ...] = ()
+    """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
+    caption_loss: float | None = None
+    """Mean loss of the tokens of the documents' own texts after their media, in nats, where
+    `mir_caption_ppl` asks for it; a baseline of the paper's figure 1."""
+
+    @classmethod
+    def of_layers(cls, measured: Iterable[MeasuredLayer], outliers: str) -> "MIRResult":
+        """The result of all layers together.
+
+        Raises:
+            MIRError: the sum of distances is zero to the precision of the arithmetic.
+        """
+        layers = sorted(measured, key=lambda layer: layer.result.layer)
+        results = tuple(layer.result for layer in layers)
+        _check_not_zero(results)
+        return cls(
+            layers=results,
+            outliers=outliers,
+            leave_one_group_out=tuple(zip(*(layer.left_out for layer in layers), strict=True)),
+        )
+
+    @property
+    def mir(self) -> float:
+        """log10 of the sum of the layers' Fréchet distances."""
+        return math.log10(sum(layer.frechet for layer in self.layers))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each layer: its part of the sum of distances."""
+        total = sum(layer.frechet for layer in self.layers)
+        return tuple(layer.frechet / total for layer in self.layers)
+
+    @property
+    def half_layers(self) -> tuple[int, ...]:
+        """The fewest layers that hold at least half of the sum of distances, by their numbers."""
+        half, held = set[int](), 0.0
+        for share, layer in sorted(zip(self.shares, self.layers, strict=True), key=lambda x: -x[0]):
+            if held < 0.5:
+                half.add(layer.layer)
+                held += share
+        return tuple(sorted(half))
+
+    @property
+    def mir_published_fast(self) -> float:
+        """log10 of the sum that the published default mode computes; nan where it is not positive."""
+        total = sum(layer.frechet_published_fast for layer in self.layers)
+        return math.log10(total) if total > 0 else math.nan
+
+    @property
+    def mir_stderr(self) -> float | None:
+        """Standard error of `mir` by the delete-a-group jackknife; None where no groups were kept.
+
+        With MIR_(g) over all documents but group g's, and G groups:
+        sqrt((G - 1) / G * sum_g (MIR_(g) - mean)^2).
+        """
+        return jackknife_stderr(self.left_out_mir) if len(self.left_out_mir) > 1 else None
+
+    @property
+    def caption_ppl(self) -> float | None:
+        """Perplexity of the documents' own texts after their media: exp of `caption_loss`."""
+        return None if self.caption_loss is None else math.exp(self.caption_loss)
+
+    @property
+    def left_out_mir(self) -> list[float]:
+        """MIR over all documents but one group's, for each group."""
+        return [math.log10(sum(distances)) for distances in self.leave_one_group_out]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
+        fast = self.mir_published_fast
+        return {
+            "mir": self.mir,
+            "mir_published_fast": None if math.isnan(fast) else fast,
+            "mir_stderr": self.mir_stderr,
+            "outliers": self.outliers,
+            "layers": [
+                layer.to_dict() | {"share": share}
+                for layer, share in zip(self.layers, self.shares, strict=True)
+            ],
+            "half_layers": list(self.half_layers),
+            "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
+            "caption_loss": self.caption_loss,
+            "caption_ppl": self.caption_ppl,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MIRResult":
+        """The result that `to_dict` wrote; keys that are not its own are ignored."""
+        return cls(
+            layers=tuple(LayerResult.from_dict(layer) for layer in values["layers"]),
+            outliers=values["outliers"],
+            leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
+            caption_loss=values.get("caption_loss"),
+        )
+
+
+def jackknife_stderr(values: Sequence[float]) -> float:
+    """Standard error of a figure from its values without one group of documents each, two at least."""
+    count, mean = len(values), sum(values) / len(values)
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in values))
+
+
+def _check_not_zero(layers: Sequence[LayerResult]) -> None:
+    total = sum(layer.frechet for layer in layers)
+    if total <= 4 * sum(layer.frechet_error for layer in layers):
+        raise MIRError(
+            f"the Fréchet distances of all layers sum to {total:.1e}, which is zero to rounding: "
+            "vision and text tokens are the same, so MIR = log10(0) does not exist; "
+            "check that the two sets of tokens are not one set passed twice"
+        )
