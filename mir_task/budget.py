@@ -17,7 +17,7 @@ from torch import nn
 from mir_task.decoder import Decoder
 from mir_task.errors import MIRError
 from mir_task.memory import GIB, free
-from mir_task.statistics.layers import computing_bytes, sample_bytes, sums_bytes
+from mir_task.statistics.sums import computing_bytes, sample_bytes, sums_bytes
 
 DEFAULT_GROUPS = 5
 """Of the jackknife behind the standard error."""

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import datetime
 import functools
 import itertools
 import os
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mir_task.errors import MIRError
+from mir_task.statistics.finish import Processes
 
 Part = TypeVar("Part")
 
@@ -35,10 +35,11 @@ def world_size() -> int:
 
 @atexit.register
 def _leave() -> None:
-    """End gloo's threads, which may otherwise abort a process that leaves before the others."""
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        with contextlib.suppress(RuntimeError):  # another may have gone already
-            dist.monitored_barrier(timeout=datetime.timedelta(seconds=10))
+    """End gloo's threads, which otherwise may abort a process: they still hold Python's tensors.
+
+    A group of the default backend, as the harness makes it, has gloo beside what accelerators use.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
 
 
@@ -110,21 +111,21 @@ def all_gather(part: Part) -> list[Part]:
 _PIECE = 2**24
 
 
-class Connected:
-    """The processes of torch.distributed, as `mir_task.statistics` knows them."""
+class Connected(Processes):
+    """The processes of torch.distributed; one where it does not run."""
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> int:  # type: ignore[override]
         """Number of this process, from 0."""
         return rank()
 
     @property
-    def size(self) -> int:
+    def size(self) -> int:  # type: ignore[override]
         """Number of processes."""
         return world_size()
 
     def gather(self, part: Part) -> list[Part]:
-        """All processes' parts, in the order of ranks, on all of them; tensors must be on the CPU."""
+        """As `all_gather`."""
         return all_gather(part)
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -133,15 +134,12 @@ class Connected:
             _in_pieces(tensor, dist.all_reduce)
 
     def add_to(self, tensor: torch.Tensor, rank: int) -> None:
-        """Add the other processes' tensors to this one in place, on the process of that rank.
-
-        On the others it holds nothing of use afterwards.
-        """
+        """The same on one process; on the others the tensor holds nothing of use afterwards."""
         if world_size() > 1:
             _in_pieces(tensor, functools.partial(dist.reduce, dst=rank))
 
     def guard(self) -> contextlib.AbstractContextManager[None]:
-        """Raise on every process what one raises inside, where nothing is exchanged."""
+        """As `on_every_rank`."""
         return on_every_rank()
 
 
@@ -149,13 +147,11 @@ CONNECTED = Connected()
 
 
 def _in_pieces(tensor: torch.Tensor, exchange: Callable[[torch.Tensor], Any]) -> None:
-    """Exchange a contiguous tensor where the backend can, in a dtype that it can add."""
+    """Exchange a contiguous tensor where the backend can."""
     backend = dist.get_backend()
     place = {"nccl": torch.device("cuda"), "gloo": torch.device("cpu")}.get(backend, tensor.device)
-    # Gloo of some releases adds no bfloat16; numbers that half precision holds float32 holds too.
-    dtype = torch.float32 if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.dtype
     for piece in torch.split(tensor.view(-1), _PIECE):
-        moved = piece.to(place, dtype)
+        moved = piece.to(place)
         exchange(moved)
         if moved is not piece:
             piece.copy_(moved)

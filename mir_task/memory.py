@@ -1,4 +1,4 @@
-"""Memory that is free for statistics on the host and on accelerators."""
+"""Memory for statistics on the host and on accelerators: what is free, and pieces of it."""
 
 import os
 from collections.abc import Iterator
@@ -6,10 +6,14 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 GIB = 2**30
 RUNS_VARIABLE = "MIR_TASK_RUNS"
 """Environment variable: runs that share this machine at the same time."""
+# Bytes of a piece of memory on the host. The C library returns pieces of this size to the system when
+# they are freed, and takes no more of the memory than what is written to.
+_PIECE = 2**26
 
 
 def free(device: torch.device) -> float:
@@ -64,3 +68,29 @@ def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[fl
         return
     if most != "max":
         yield max(int(most) - used + int(statistics.get(reclaimable, 0)), 0)
+
+
+class Pieces:
+    """Copies of tensors that stay, in large pieces of memory on the host.
+
+    Among small ones that stay, memory that callers take and free for large tensors is never whole again:
+    the process grows by all that ever came.
+    """
+
+    def __init__(self) -> None:
+        self._unused: Tensor | None = None
+
+    def copied(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """A copy of a [n, ...] on a device."""
+        if device.type != "cpu":
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
+        unused = self._unused
+        if (
+            unused is None
+            or (unused.dtype, unused.shape[1:]) != (tensor.dtype, tensor.shape[1:])
+            or len(unused) < len(tensor)
+        ):
+            most = max(len(tensor), _PIECE // max(tensor[:1].nbytes, 1))
+            unused = torch.empty(most, *tensor.shape[1:], dtype=tensor.dtype)
+        own, self._unused = unused[: len(tensor)], unused[len(tensor) :]
+        return own.copy_(tensor)

@@ -8,7 +8,7 @@ layer, and each layer's distance is computed on one of them.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,8 @@ from mir_task.reader import Reader
 from mir_task.result import MeasuredLayer, MIRResult
 from mir_task.settings import Measuring
 from mir_task.statistics.finish import distances, groups_to_leave_out, learn
-from mir_task.statistics.layers import KnownLayer, LayerRows
 from mir_task.statistics.meter import MIRMeter
+from mir_task.statistics.sums import KnownLayer
 
 
 class Whole(NamedTuple):
@@ -172,17 +172,16 @@ class _Run:
     def finish(self, meter: MIRMeter, planned: budget.Pass) -> None:
         """Measure the layers whose rows all processes kept, or whose sums they have."""
         started = time.perf_counter()
-        layers = {number: meter.take(number) for number in planned.layers}
-        known, kept, taken = meter.known, set(layers), planned.bytes
+        known, kept, taken = meter.known, set(planned.layers), planned.bytes
+        groups = list(meter.documents.values())
+        layers = {number: meter.layer(number) for number in planned.layers}
         if planned.keeps == "rows":
             self._check_documents(meter)
-            rows = {number: layer for number, layer in layers.items() if isinstance(layer, LayerRows)}
-            tokens = sum(len(n) for of in rows[planned.layers[0]].modalities for n in of.norms)
-            known = learn(rows, meter.choices, meter.options, CONNECTED)
-            for of_process in all_gather({n for n, layer in rows.items() if layer.kept}):
-                kept &= of_process
-            taken = _bytes(rows, self.places)
-            del rows  # so that those of a layer are freed after its turn
+            tokens = sum(len(n) for of in meter.tokens.layer(planned.layers[0]) for n in of.norms)
+            known = learn(meter.tokens.layers, groups, meter.tokens.choices, meter.options, CONNECTED)
+            for of_process in all_gather(meter.tokens.kept()):
+                kept &= set(of_process)
+            taken = self._bytes(meter)
             self._tokens = max(all_gather(tokens))
         if not self.passes:
             self._learn_of_all(known)
@@ -191,10 +190,11 @@ class _Run:
                 f"{self.name}: the rows of layers {planned.layers} outgrew the room planned for them"
             )
         self.passes.append(budget.Pass(tuple(sorted(kept)), planned.keeps, taken))
-        turns = {number: layers.pop(number) for number in sorted(kept)}
-        del layers
+        layers = {number: layers[number] for number in sorted(kept)}
+        meter.clear()  # so that a layer's rows are freed after its turn
         bar = functools.partial(tqdm, desc=f"{self.name}: layers", disable=not self.bars or rank() != 0)
-        self.done |= distances(turns, known, self._left_out, meter.options, CONNECTED, bar)
+        options, left_out = meter.options, self._left_out
+        self.done |= distances(layers, known, groups, left_out, options, CONNECTED, bar)
         self.seconds += time.perf_counter() - started
 
     def next(self) -> budget.Pass | None:
@@ -227,7 +227,7 @@ class _Run:
         """Keep what the first pass tells of all layers."""
         self._known = known
         self.shape = budget.Shape(
-            self.shape.size, next(iter(known.values())).text.thresholds.element_size()
+            self.shape.size, next(iter(known.values()))[1].thresholds.element_size()
         )
         groups = groups_to_leave_out(known.values(), self.places.groups)
         if isinstance(groups, str):
@@ -235,10 +235,9 @@ class _Run:
         else:
             self._left_out = groups
 
-
-def _bytes(layers: Mapping[int, LayerRows], places: budget.Places) -> dict[torch.device, int]:
-    """Memory of rows and samples on each device."""
-    taken = dict.fromkeys(places.devices.values(), 0)
-    for number, layer in layers.items():
-        taken[places.devices[number]] += layer.nbytes
-    return taken
+    def _bytes(self, meter: MIRMeter) -> dict[torch.device, int]:
+        """Memory of rows and samples on each device."""
+        taken = dict.fromkeys(self.places.devices.values(), 0)
+        for number, pair in meter.tokens.layers.items():
+            taken[self.places.devices[number]] += sum(tokens.nbytes for tokens in pair)
+        return taken

@@ -128,7 +128,7 @@ def samples(
         capturing = {number: place.devices[number] for number in left}
         measurement = measure(adapter, queue, meter, capturing, settings, task.name)
         passes += 1
-        kept = meter.kept()
+        kept = meter.tokens.kept()
         if not kept:
             raise MIRError(
                 f"the rows of {count} documents do not fit for even one decoder layer into "
@@ -136,7 +136,7 @@ def samples(
                 "--documents or the largest of --sizes"
             )
         for sample in tqdm(members, desc=f"{task.name}: samples", unit="sample"):
-            layers[sample] += meter.only(members[sample], kept).compute().layers
+            layers[sample] += meter.only(members[sample]).compute().layers
         left = [number for number in left if number not in kept]
     facts = {**measurement.facts, "layers": len(devices)}
     values = {

@@ -153,13 +153,13 @@ def test_a_layer_holds_what_is_reckoned(groups: int, dtype: torch.dtype) -> None
     for meter in (kept, sampled):
         for number, (vision, text) in enumerate(docs):
             meter.update(number, [vision], [text])
-    assert kept.layers[1].nbytes == shape.rows(tokens)
-    assert sampled.layers[1].nbytes == shape.samples()
+    assert sum(of.nbytes for of in kept.tokens.layer(1)) == shape.rows(tokens)
+    assert sum(of.nbytes for of in sampled.tokens.layer(1)) == shape.samples()
     second, most = sampled.second_pass(), 0
     for number, (vision, text) in enumerate(docs):
         second.update(number, [vision], [text])
         held = 0
-        for of in second.layers[1].modalities:
+        for of in second.sums[1]:
             waiting = [rows for parts in of._waiting.values() for rows, _ in parts]
             held += sum(tensor.nbytes for tensor in (of.moments.numbers, *waiting))
         most = max(most, held)
@@ -176,8 +176,10 @@ def test_first_pass_agrees_with_what_a_meter_keeps() -> None:
         meter = MIRMeter(memory=room.host)
         for number, rows in enumerate(docs):
             meter.update(number, rows[:6], rows[6:])
-        assert tuple(meter.kept()) == planned.layers
-        assert sum(layer.nbytes for layer in meter.layers.values()) == planned.bytes[HOST]
+        assert tuple(meter.tokens.kept()) == planned.layers
+        assert (
+            sum(of.nbytes for pair in meter.tokens.layers.values() for of in pair) == planned.bytes[HOST]
+        )
 
 
 def test_offloaded_layers_are_where_they_run(tmp_path) -> None:

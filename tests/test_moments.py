@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mir_task import MIRError, MIRMeter, modality_integration_rate
-from mir_task.statistics import layers, medians
+from mir_task.statistics import finish, medians, sums
+from mir_task.statistics.finish import learn
 
 LAYERS, DIMENSIONS = 3, 8
 
@@ -187,7 +188,7 @@ def test_some_layers_kept_and_others_counted_again() -> None:
     sample = 2 * 1024 * DIMENSIONS * 4
     settings = {"groups": 5, "memory": (each + 2 * sample) / 2**30}
     first = metered(docs, **settings)
-    assert [layer.kept for _, layer in sorted(first.layers.items())] == [True, False, False]
+    assert first.tokens.kept() == [1]
     second = again(first, docs, settings)
     assert list(second.measured) == [1]
     result = second.compute()
@@ -334,7 +335,7 @@ def test_memory_of_a_meter_that_keeps_no_rows_does_not_grow_but_for_the_norms() 
     def held(count: int) -> tuple[int, int]:
         """Bytes of norms, and of everything else."""
         meter = metered(enumerate(stream("plain", 0, count)), memory=0.0)
-        tokens = [of for layer in meter.layers.values() for of in layer.modalities]
+        tokens = [of for pair in meter.tokens.layers.values() for of in pair]
         return sum(n.nbytes for of in tokens for n in of.norms), sum(of.nbytes for of in tokens)
 
     assert held(400) == (8 * 400 * (31 + 22), held(100)[1])
@@ -373,7 +374,7 @@ class TestOwnTensors:
         held = weakref.ref(base.untyped_storage())
         meter = MIRMeter()
         meter.update(0, [base[:5]], [base[5:9]])
-        assert [rows.tolist() for rows in meter.layers[1].vision.rows] == [base[:5].tolist()]
+        assert [rows.tolist() for rows in meter.tokens.layer(1)[0].rows] == [base[:5].tolist()]
         del base
         gc.collect()
         assert held() is None
@@ -384,8 +385,8 @@ class TestOwnTensors:
         for memory in (None, 0.0):
             meter = MIRMeter(memory=memory)
             meter.update(0, [leaf * 2], [leaf + 1])
-            for tokens in meter.layers[1].modalities:
-                held = [*tokens.norms, *(tokens.rows or []), tokens.sample(meter.choices[0], leaf)]
+            for tokens in meter.tokens.layer(1):
+                held = [*tokens.norms, *(tokens.rows or []), tokens.sample(meter.tokens.choices[0])]
                 assert not any(tensor.requires_grad for tensor in held)
 
 
@@ -411,9 +412,7 @@ class TestBadInput:
     def test_another_model(self) -> None:
         (_, vision, text), (other, _, _) = documents(2)
         meter = metered([(0, ("d0", vision, text))])
-        with pytest.raises(
-            MIRError, match="'d1' has 2 layers of 8 .* those before have 3 of 8: one meter"
-        ):
+        with pytest.raises(MIRError, match="'d1': 2 layers of 8 .* those before have 3 of 8: one meter"):
             meter.update(other, vision[:2], text[:2])
 
     @pytest.mark.parametrize("which", [0, 1])
@@ -546,10 +545,29 @@ def test_documents_of_different_precision() -> None:
 def test_products_in_float32_are_off_by_the_error_that_is_given(kind: str, monkeypatch) -> None:
     docs = list(enumerate(stream(kind, 0, 200, torch.bfloat16)))
     exact = metered(docs, groups=5).compute()
-    monkeypatch.setattr(layers, "root_dtype", lambda device: torch.float32)
+    for module in (sums, finish):
+        monkeypatch.setattr(module, "root_dtype", lambda device: torch.float32)
     single = metered(docs, groups=5).compute()
     assert single != exact
     (layer,), (wanted,) = single.layers, exact.layers
     assert abs(layer.frechet - wanted.frechet) <= layer.frechet_error
     assert layer.frechet_error < 1e-2 * layer.frechet
     assert single.mir_stderr == pytest.approx(exact.mir_stderr, rel=1e-2)
+
+
+def test_rows_of_a_layer_are_freed_once_its_turn_is_over(monkeypatch) -> None:
+    meter = metered(enumerate(documents(20)))
+    held = {number: weakref.ref(meter.tokens.layer(number)[0]) for number in (1, 2, 3)}
+    known = learn(meter.tokens.layers, [0] * 20, meter.tokens.choices, meter.options)
+    layers = {number: meter.layer(number) for number in known}
+    meter.clear()
+    alive, measured = [], finish._measured
+    monkeypatch.setattr(
+        finish,
+        "_measured",
+        lambda *given: (
+            alive.append([n for n, of in held.items() if of() is not None]) or measured(*given)
+        ),
+    )
+    finish.distances(layers, known, [0] * 20, [], meter.options)
+    assert alive == [[2, 3], [3], []]

@@ -11,7 +11,7 @@ from PIL import Image
 from mir_task import MIRError, MIRMeter, modality_integration_rate, plot
 from mir_task.cli import main
 from mir_task.results import write_json, write_report
-from mir_task.statistics.finish import Alone, distances, learn
+from mir_task.statistics.finish import distances, learn
 from tests import harness
 
 RUN = {"schema_version": 1, "settings": {"mir_modality": "image"}}
@@ -236,8 +236,8 @@ def counted(meter: MIRMeter, docs) -> MIRMeter:
 
 def sampled(meter: MIRMeter, docs) -> tuple[torch.Tensor, torch.Tensor] | None:
     second = counted(meter.second_pass(), docs)
-    known, options = second.known, second.options
-    (layer,) = distances(second.layers, known, [], options, Alone()).values()
+    groups = list(second.documents.values())
+    (layer,) = distances({1: second.layer(1)}, second.known, groups, [], second.options).values()
     return layer.rows
 
 
@@ -248,9 +248,9 @@ def test_sampled_rows_are_tokens_whatever_the_order_and_the_split(rule: str) -> 
     first, second = (of_layer(part, rule, 50) for part in (docs[40:], docs[39::-1]))
     first.merge(second)
     kept = counted(MIRMeter(outliers=rule, sample_rows=50), docs)
-    known = learn(kept.layers, kept.choices, kept.options, Alone())
+    known = learn(kept.tokens.layers, [0] * 60, kept.tokens.choices, kept.options)
     samples = [
-        [known[1].vision.sample, known[1].text.sample],
+        [of_modality.sample for of_modality in known[1]],
         sampled(whole, docs),
         sampled(first, docs),
     ]

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mir_task import MIRError, MIRMeter, MIRResult
+from mir_task import MIRError, MIRMeter, MIRResult, distributed
 from mir_task.distributed import CONNECTED
 from mir_task.statistics.finish import distances, groups_to_leave_out, learn
-from mir_task.statistics.layers import LayerSums
+from mir_task.statistics.sums import Sums
 from tests.test_moments import stream
 
 Documents = list[tuple[int, tuple[str, list[torch.Tensor], list[torch.Tensor]]]]
@@ -31,7 +31,7 @@ def fill(meter: MIRMeter, docs: Documents) -> MIRMeter:
     for position, (document_id, vision, text) in docs:
         meter.update(document_id, vision, text, group=position)
     for number in (1, 2, 3):
-        meter._layer(number)
+        meter.layer(number)
     return meter
 
 
@@ -39,18 +39,21 @@ def together(docs: Documents, *, kept: bool, outliers: str) -> MIRResult:
     """The result of all processes' documents, on each of them."""
     settings = {"groups": 5, "outliers": outliers, "numbers": (1, 2, 3), "extras": ("cka", "mmd")}
     first = fill(MIRMeter(memory=None if kept else 0.0, **settings), docs)
-    known = learn(first.layers, first.choices, first.options, CONNECTED)
+    of_first = first.tokens
+    groups = list(first.documents.values())
+    known = learn(of_first.layers, groups, of_first.choices, first.options, CONNECTED)
     second = first if kept else fill(MIRMeter(known=known, **settings), docs)
     left_out = groups_to_leave_out(known.values(), 5)
-    measured = distances(second.layers, known, left_out, first.options, CONNECTED)
-    assert not second.layers
+    layers = {number: second.layer(number) for number in (1, 2, 3)}
+    measured = distances(layers, known, groups, left_out, first.options, CONNECTED)
+    assert not layers
     return MIRResult.of_layers(measured.values(), outliers)
 
 
 def process(rank: int, size: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    dist.init_process_group(rank=rank, world_size=size)  # of the default backend, as the harness has it
     results = {}
     for kind, dtype in (("sparse_outliers", torch.bfloat16), ("drift", torch.float32)):
         # Of the last process of three there are no documents.
@@ -59,16 +62,17 @@ def process(rank: int, size: int, port: int, folder: Path) -> None:
             for outliers in ("replace", "drop"):
                 results[kind, kept, outliers] = together(own, kept=kept, outliers=outliers)
     message = ""
-    of_rows = LayerSums.of_rows
+    of_rows = Sums.of_rows
     if rank == size - 1:
-        LayerSums.of_rows = classmethod(lambda *arguments: torch.empty(-1))
+        Sums.of_rows = classmethod(lambda *arguments: torch.empty(-1))
     try:
         together(documents("plain", torch.float32)[rank::size], kept=True, outliers="drop")
     except (MIRError, RuntimeError) as error:
         message = f"{type(error).__name__}: {error}"
-    LayerSums.of_rows = of_rows
+    Sums.of_rows = of_rows
     torch.save((results, message), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    distributed._leave()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -1,48 +1,41 @@
 """From what processes kept of their documents to the distances of the layers, each layer on one of them.
 
-What they exchange are norms, samples of a thousand rows, counts and sums; rows stay where they are.
+What they exchange are norms, a sample of a thousand rows, counts and sums; rows stay where they are.
 """
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.errors import MIRError
-from mir_task.metric import check_enough
+from mir_task.metric import Modality, check_enough, layer_result, text_centric_terms
+from mir_task.precision import root_dtype
 from mir_task.result import MeasuredLayer
 from mir_task.statistics import medians
-from mir_task.statistics.known import Known
-from mir_task.statistics.layers import (
-    MODALITIES,
-    KnownLayer,
-    LayerRows,
-    LayerSums,
-    exact_medians,
-    measured,
-)
-from mir_task.statistics.sample import SAMPLE, CommonSample, SampleChoice
-from mir_task.statistics.tokens import by_group
+from mir_task.statistics.sample import SAMPLE, SampleChoice
+from mir_task.statistics.sums import Known, KnownLayer, Sums
+from mir_task.statistics.tokens import Tokens
 
+MODALITIES = ("vision", "text")
 Part = TypeVar("Part")
 Bar = Callable[[Iterable[int]], Iterable[int]]
 
 
-class Processes(Protocol):
-    """The processes that measure one model together, of which this is one."""
+class Processes:
+    """The processes that measure one model together: here, one. Others connect several."""
 
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
+    rank, size = 0, 1
 
     def gather(self, part: Part) -> list[Part]:
-        """All processes' parts, in the order of ranks, on all of them."""
+        """All processes' parts, in the order of ranks, on all of them; tensors must be on the CPU."""
+        return [part]
 
     def add(self, tensor: Tensor) -> None:
         """Add the other processes' tensors to this one in place, on all of them."""
@@ -52,26 +45,10 @@ class Processes(Protocol):
 
     def guard(self) -> contextlib.AbstractContextManager[None]:
         """Raise on every process what one raises inside, where nothing is exchanged."""
-
-
-class Alone:
-    """One process."""
-
-    rank, size = 0, 1
-
-    def gather(self, part: Part) -> list[Part]:
-        """The part."""
-        return [part]
-
-    def add(self, tensor: Tensor) -> None:
-        """Nothing."""
-
-    def add_to(self, tensor: Tensor, rank: int) -> None:
-        """Nothing."""
-
-    def guard(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing."""
         return contextlib.nullcontext()
+
+
+ALONE = Processes()
 
 
 class Options(NamedTuple):
@@ -83,29 +60,27 @@ class Options(NamedTuple):
     sample_rows: int
     extras: Collection[str]
 
-    @property
-    def sample_kept(self) -> int:
-        """Rows of the sample that are needed to the end."""
-        return SAMPLE if "mmd" in self.extras else self.sample_rows
 
+class Layer(NamedTuple):
+    """What a process has of one layer: rows or sums of its vision and text tokens."""
 
-class _Layout(NamedTuple):
-    """Of one layer's rows."""
-
-    size: int
-    dtype: torch.dtype
+    tokens: Sequence[Tokens | Sums]
+    means: list[tuple[Tensor, Tensor]]
+    """Mean rows [d] of each document's vision and text tokens, where CKA needs them."""
 
 
 def learn(
-    layers: Mapping[int, LayerRows],
+    layers: Mapping[int, Sequence[Tokens]],
+    groups: Sequence[int],
     choices: Sequence[SampleChoice],
     options: Options,
-    processes: Processes,
+    processes: Processes = ALONE,
 ) -> dict[int, KnownLayer]:
     """What all first passes tell of each layer; norms of rows that are not kept are forgotten.
 
     Args:
-        layers: by number; the same numbers on every process.
+        layers: vision and text tokens by number of the layer; the same numbers on every process.
+        groups: of each document of this process.
         choices: of the samples of vision and of text tokens.
         options: of the computation.
         processes: that measure together.
@@ -113,52 +88,48 @@ def learn(
     Raises:
         MIRError: on every process alike, when a layer has fewer than 2 tokens of a modality.
     """
-    priorities = processes.gather([choice.priorities for choice in choices])
-    places = [CommonSample.of([parts[n] for parts in priorities], processes.rank) for n in range(2)]
+    keep = SAMPLE if "mmd" in options.extras else options.sample_rows
+    orders = [_lowest(processes.gather(choice.priorities)) for choice in choices]
     known = {}
-    for number, layer in layers.items():
-        with processes.guard():
-            own = _layout(layer), [by_group(tokens.norms, layer.groups) for tokens in layer.modalities]
-            if not layer.kept:  # of no more use: the second pass has norms of its own
-                layer.forget_norms()
-        of_processes = processes.gather(own)
-        with processes.guard():
-            layouts = {layout for layout, _ in of_processes if layout is not None}
-            if len(layouts) != 1:
-                raise MIRError(f"layer {number}: the processes have rows of {layouts or 'no document'}")
-            norms = [_joined([own_norms[n] for _, own_norms in of_processes]) for n in range(2)]
-            for modality, of_modality in zip(MODALITIES, norms, strict=True):
-                check_enough(number, modality, sum(map(len, of_modality.values())))
-            samples = [
-                _sample(layer, n, choice, place, *layouts)
-                for n, (choice, place) in enumerate(zip(choices, places, strict=True))
-            ]
-        for sample in samples:
-            processes.add(sample)
-        with processes.guard():
-            known[number] = KnownLayer(
-                *(
-                    Known.of(of_modality, sample, keep=options.sample_kept)
-                    for of_modality, sample in zip(norms, samples, strict=True)
-                )
-            )
+    for number, tokens in layers.items():
+        pair = []
+        for modality, own, choice, order in zip(MODALITIES, tokens, choices, orders, strict=True):
+            with processes.guard():
+                norms = _by_group(own.norms, groups)
+                if own.rows is None:  # of no more use: the second pass has norms of its own
+                    own.norms.clear()
+                sample = own.sample(choice)
+                mine = order[order // SAMPLE == processes.rank] % SAMPLE
+                part = None if sample is None else sample[torch.from_numpy(mine).to(sample.device)]
+                if part is not None and processes.size > 1:
+                    part = part.cpu()
+            parts = processes.gather((norms, part))
+            with processes.guard():
+                together = _joined([norms for norms, _ in parts])
+                check_enough(number, modality, sum(map(len, together.values())))
+                rows = torch.cat([rows for _, rows in parts if rows is not None])
+                # Each process's stand together, in the order of their priorities.
+                places = torch.from_numpy(np.argsort(order // SAMPLE, kind="stable"))
+                rows = torch.empty_like(rows).index_copy_(0, places.to(rows.device), rows)
+                place = own.like.device if own.like is not None else rows.device
+                pair.append(Known.of(together, rows.to(place), keep=keep))
+        known[number] = (pair[0], pair[1])
     return known
 
 
-def _layout(layer: LayerRows) -> _Layout | None:
-    like = layer.text.like
-    return None if like is None else _Layout(like.shape[1], like.dtype)
+def _lowest(priorities: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+    """The tokens of the common sample, lowest priority first: numbers of slots over all processes."""
+    together = np.concatenate(priorities)
+    order = np.argsort(together, kind="stable")[:SAMPLE]
+    return order[np.isfinite(together[order])]
 
 
-def _sample(
-    layer: LayerRows, modality: int, choice: SampleChoice, places: CommonSample, layout: _Layout
-) -> Tensor:
-    tokens = layer.modalities[modality]
-    like = torch.empty(0, layout.size, dtype=layout.dtype) if tokens.like is None else tokens.like
-    own = tokens.sample(choice, like)
-    common = own.new_zeros(places.rows, layout.size)
-    common[places.places.to(own.device)] = own[places.slots.to(own.device)]
-    return common
+def _by_group(norms: Iterable[Tensor], groups: Iterable[int]) -> dict[int, Tensor]:
+    """Norms [n] of each group on the CPU, from those of each document and its group."""
+    parts: dict[int, list[Tensor]] = {}
+    for of_document, group in zip(norms, groups, strict=True):
+        parts.setdefault(group, []).append(of_document)
+    return {group: torch.cat(of_group).cpu() for group, of_group in parts.items()}
 
 
 def _joined(parts: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
@@ -178,11 +149,12 @@ def groups_to_leave_out(known: Iterable[KnownLayer], groups: int) -> list[int] |
 
 
 def distances(
-    layers: dict[int, LayerRows | LayerSums],
+    layers: dict[int, Layer],
     known: Mapping[int, KnownLayer],
+    groups: Sequence[int],
     left_out: Sequence[int],
     options: Options,
-    processes: Processes,
+    processes: Processes = ALONE,
     bar: Bar = lambda numbers: numbers,
 ) -> dict[int, MeasuredLayer]:
     """Distances of layers whose rows are kept or whose sums are there, on every process.
@@ -191,81 +163,66 @@ def distances(
         layers: by number; the same on every process. Each is taken out as its turn comes, so that its
             memory is free afterwards if nothing else holds it.
         known: of each after the first pass.
+        groups: of each document of this process.
         left_out: groups to leave out one at a time.
         options: of the computation.
         processes: that measure together.
         bar: wraps the numbers of the layers.
 
     Raises:
-        MIRError: on every process alike, as `layers.measured`.
+        MIRError: on every process alike: text tokens that are all zero, a figure that is not finite, or
+            a second pass that saw other tokens than the first.
     """
-    numbers = sorted(layers)
-    middles = _medians_together(layers, known, options.outliers, processes) if processes.size > 1 else {}
-    own: dict[int, MeasuredLayer] = {}
-    mine: tuple[int, LayerSums, list[Tensor | None], list[tuple[Tensor, Tensor]]] | None = None
+    numbers, own = sorted(layers), dict[int, MeasuredLayer]()
+    together = _medians_together(layers, known, options.outliers, processes)
+    mine: tuple[int, list[Sums], Sequence[Tensor | None], list[tuple[Tensor, Tensor]]] | None = None
     for turn, number in enumerate(bar(numbers)):
-        owner = turn % processes.size
+        owner, middles = turn % processes.size, together.get(number, [None, None])
         with processes.guard():
-            layer = layers.pop(number)
-            middle = middles.get(number, [None, None])
-            if isinstance(layer, LayerRows):
-                if processes.size == 1:
-                    middle = exact_medians(layer, known[number], options.outliers)
-                count = max(options.groups, 1)
-                sums = LayerSums.of_rows(layer, known[number], options.outliers, count)
-            else:
-                sums = layer
-            tensors = sums.tensors()
-            means = [(vision.cpu(), text.cpu()) for vision, text in sums.means]
+            layer, sums = layers.pop(number), list[Sums]()
+            for n, (tokens, of) in enumerate(zip(layer.tokens, known[number], strict=True)):
+                if isinstance(tokens, Sums):
+                    sums.append(tokens)
+                    continue
+                sums.append(Sums.of_rows(tokens, of, options.outliers, options.groups, groups))
+                if processes.size == 1 and sums[n].replaces:
+                    middles[n] = medians.of_rows(tokens.rows or ())
+            tensors = [tensor for part in sums for tensor in part.tensors()]
+            means = [(vision.cpu(), text.cpu()) for vision, text in layer.means]
         for tensor in tensors:
             processes.add_to(tensor, owner)
-        tokens = [sum(counts) for counts in zip(*processes.gather(sums.tokens), strict=True)]
-        if "cka" in options.extras:
-            means = [pair for of_process in processes.gather(means) for pair in of_process]
+        parts = processes.gather(([part.tokens for part in sums], means))
         if processes.rank == owner:
-            mine = (number, sums, middle, means)
-        del layer, sums, tensors
+            mine = (number, sums, middles, [pair for _, of_process in parts for pair in of_process])
+        del layer, sums, tokens, tensors
         with processes.guard():
-            _check_same_tokens(number, tokens, known[number])
+            _check_same_tokens(number, [counts for counts, _ in parts], known[number])
             if mine is not None and (owner == processes.size - 1 or number == numbers[-1]):
-                of_layer, sums, middle, means = mine
-                own[of_layer] = measured(
-                    of_layer,
-                    sums,
-                    middle,
-                    left_out,
-                    options.dtype,
-                    extras=options.extras,
-                    means=means,
-                    sample_rows=options.sample_rows,
-                )
+                own[mine[0]] = _measured(*mine, left_out, options)
                 mine = None
     return {number: layer for part in processes.gather(own) for number, layer in part.items()}
 
 
-def _check_same_tokens(number: int, tokens: Sequence[int], known: KnownLayer) -> None:
-    for modality, now, before in zip(MODALITIES, tokens, known, strict=True):
-        if now != before.tokens:
+def _check_same_tokens(number: int, counts: Sequence[Sequence[int]], known: KnownLayer) -> None:
+    for modality, of_processes, before in zip(MODALITIES, zip(*counts, strict=True), known, strict=True):
+        if sum(of_processes) != before.whole.tokens:
             raise MIRError(
-                f"layer {number}: {now} {modality} tokens in the second pass over the documents, "
-                f"{before.tokens} in the first: the documents must be the same, and the model must give "
-                "the same tokens of each"
+                f"layer {number}: {sum(of_processes)} {modality} tokens in the second pass over the "
+                f"documents, {before.whole.tokens} in the first: the documents must be the same, and "
+                "the model must give the same tokens of each"
             )
 
 
 def _medians_together(
-    layers: Mapping[int, LayerRows | LayerSums],
-    known: Mapping[int, KnownLayer],
-    rule: str,
-    processes: Processes,
+    layers: Mapping[int, Layer], known: Mapping[int, KnownLayer], rule: str, processes: Processes
 ) -> dict[int, list[Tensor | None]]:
-    """Exact medians of the layers whose rows the processes keep, where outliers are replaced by them."""
+    """Exact medians of rows that several processes keep, where outliers are replaced by them."""
     searches: dict[tuple[int, int], medians.Search] = {}
-    for number, layer in sorted(layers.items()):
-        for n, of_modality in enumerate(known[number]):
-            if isinstance(layer, LayerRows) and rule == "replace" and of_modality.outliers:
-                rows = layer.modalities[n].rows or ()
-                searches[number, n] = medians.Search(rows, of_modality.tokens, of_modality.thresholds[0])
+    for number, layer in sorted(layers.items()) if processes.size > 1 and rule == "replace" else ():
+        for n, (tokens, of_modality) in enumerate(zip(layer.tokens, known[number], strict=True)):
+            if isinstance(tokens, Tokens) and of_modality.whole.outliers:
+                count, like = of_modality.whole.tokens, of_modality.thresholds[0]
+                searches[number, n] = medians.Search(tokens.rows or (), count, like)
     for _ in range(max((search.rounds for search in searches.values()), default=0)):
         with processes.guard():
             counts = [search.counts().cpu() for search in searches.values()]
@@ -278,3 +235,45 @@ def _medians_together(
     for (number, n), search in searches.items():
         found[number][n] = search.median
     return found
+
+
+def _measured(
+    number: int,
+    sums: Sequence[Sums],
+    middles: Sequence[Tensor | None],
+    means: Sequence[tuple[Tensor, Tensor]],
+    left_out: Iterable[int],
+    options: Options,
+) -> MeasuredLayer:
+    """A layer's distance, and those without the documents of one group each.
+
+    Args:
+        number: of the layer, from 1.
+        sums: of its vision and text tokens.
+        middles: medians [d] of each, or None for those of the sums' counts.
+        means: mean rows of each document's tokens, for CKA.
+        left_out: groups to leave out one at a time. Outliers are those among all tokens.
+        options: of the computation.
+    """
+    for tokens, middle in zip(sums, middles, strict=True):
+        tokens.replace_outliers(middle)
+    dtype = options.dtype or root_dtype(sums[1].moments.centre.device)
+
+    def modalities(group: int | None) -> tuple[Modality, Modality]:
+        vision, text = (tokens.modality(group) for tokens in sums)
+        return (
+            vision._replace(gaussian=vision.gaussian.to(dtype)),
+            text._replace(gaussian=text.gaussian.to(dtype)),
+        )
+
+    result, terms = layer_result(number, *modalities(None), entropy="entropy_rank" in options.extras)
+    if "cka" in options.extras:
+        result = replace(result, cka=linear_cka(*map(torch.stack, zip(*means, strict=True))))
+    rows, (vision, text) = None, (tokens.known.sample for tokens in sums)
+    if vision is not None and text is not None:
+        if "mmd" in options.extras:
+            result = replace(result, mmd2=mmd2(vision, text))
+        if count := options.sample_rows:
+            rows = (vision[:count], text[:count])
+    scaled = (text_centric_terms(number, *modalities(group), near=terms)[0] for group in left_out)
+    return MeasuredLayer(result, tuple(terms.distance for terms in scaled), rows)

@@ -1,25 +1,25 @@
 """MIR of a model, one document at a time, in bounded memory: `MIRMeter`."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.memory import GIB, free
+from mir_task.memory import Pieces
 from mir_task.metric import check_outlier_rule, check_rows, token_norms
 from mir_task.result import MeasuredLayer, MIRResult
-from mir_task.statistics.finish import Alone, Bar, Options, distances, groups_to_leave_out, learn
-from mir_task.statistics.layers import (
+from mir_task.statistics.finish import (
     MODALITIES,
-    KnownLayer,
-    LayerRows,
-    LayerSums,
-    TokensOfDocument,
+    Bar,
+    Layer,
+    Options,
+    distances,
+    groups_to_leave_out,
+    learn,
 )
-from mir_task.statistics.sample import Entering, SampleChoice
-from mir_task.statistics.tokens import Pieces
+from mir_task.statistics.sums import KnownLayer, Sums
+from mir_task.statistics.tokens import FirstPass
 
 DocumentId = str | int
 
@@ -73,23 +73,23 @@ class MIRMeter:
         if groups < 0 or groups == 1:
             raise MIRError(f"groups must be 0 (no standard error) or at least 2, got {groups}")
         self.options = Options(outliers, groups, dtype, sample_rows, tuple(extras))
-        self.memory = memory
         self.numbers = None if numbers is None else tuple(numbers)
         self.known = dict(known or {})
         self.documents: dict[DocumentId, int] = {}
         """Group of each document counted."""
-        self.layers: dict[int, LayerRows | LayerSums] = {}
-        """By layer number."""
-        self.choices = [SampleChoice() for _ in MODALITIES]
-        """Of the samples of vision and of text tokens."""
+        self.tokens = FirstPass(memory)
+        """Of all layers, in a first pass."""
+        self.sums: dict[int, list[Sums]] = {n: self._no_sums(of) for n, of in self.known.items()}
+        """Of vision and text tokens of each layer known, in a second pass."""
+        self.means: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        """Mean vision and text rows [d] of each document, by layer, where CKA needs them."""
         self.measured: dict[int, MeasuredLayer] = {}
-        """Layers that a first pass has measured already."""
-        self._expected: frozenset[DocumentId] = frozenset()
+        """Layers that the first pass has measured, where this is a second one."""
+        self._first: frozenset[DocumentId] | None = None
         """Documents of the first pass, where this is a second one."""
         self._learned: tuple[dict[int, KnownLayer], dict[int, MeasuredLayer]] | None = None
-        """Of a first pass, once a second one was asked for."""
+        """What a second pass is to know, once one was asked for."""
         self._dimensions: list[int] = []
-        self._room: dict[torch.device, float] = {}
         self._norms = Pieces()
 
     def __len__(self) -> int:
@@ -122,116 +122,69 @@ class MIRMeter:
                 layer are named), its layers have different numbers of tokens, or they do not fit those
                 counted so far.
         """
-        self._check_open()
+        self._check_open([document_id])
         rows = [[part.detach() for part in of_modality] for of_modality in (vision_rows, text_rows)]
         numbers = self.numbers or tuple(range(1, len(rows[0]) + 1))
         try:
             check_rows(*rows)
-            _check_equal(numbers, rows)
-            by_layer = (dict(zip(numbers, parts, strict=False)) for parts in rows)
-            norms = self._kept_norms(token_norms(dict(zip(MODALITIES, by_layer, strict=True))))
+            self._check_layers(numbers, rows)
+            by_layer = (dict(zip(numbers, parts, strict=True)) for parts in rows)
+            norms = token_norms(dict(zip(MODALITIES, by_layer, strict=True)))
         except MIRError as error:
             raise MIRError(f"document {document_id!r}: {error}") from None
-        if document_id in self.documents:
-            raise _counted_before(document_id)
-        self._check_dimensions(document_id, [part.shape[1] for part in rows[0]])
-        counted = {
-            number: list(zip(of_layer, of_norms, strict=True))
-            for number, of_layer, of_norms in zip(
-                numbers, zip(*rows, strict=True), zip(*norms, strict=True), strict=True
-            )
-            if not self.known or number in self.known
-        }
-        self._make_room({number: [part for part, _ in parts] for number, parts in counted.items()})
-        copies = {
-            number: [(self._layer(number).copied(n, part), own) for n, (part, own) in enumerate(parts)]
-            for number, parts in counted.items()
-        }
-        group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
-        entering = Entering(document_id, len(self.documents), self.choices, [len(r[0]) for r in rows])
         self._dimensions = [part.shape[1] for part in rows[0]]
+        pairs = zip(zip(*rows, strict=True), zip(*self._kept_norms(norms), strict=True), strict=True)
+        layers = dict(zip(numbers, pairs, strict=True))
+        group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
+        if not self.known:
+            self.tokens.add(document_id, layers)
+        for number, of_layer in self.sums.items():
+            for sums, part, own in zip(of_layer, *layers[number], strict=True):
+                sums.add(part, own, group)
+        for number, (pair, _) in layers.items() if "cka" in self.options.extras else ():
+            vision, text = (part.float().mean(0) for part in pair)
+            self.means.setdefault(number, []).append((vision, text))
         self.documents[document_id] = group
-        for number, parts in copies.items():
-            tokens = [
-                TokensOfDocument(part, own.to(part.device), *places)
-                for (part, own), places in zip(parts, entering.on(parts[0][0].device), strict=True)
-            ]
-            self._layer(number).add(tokens, group, means="cka" in self.options.extras)
 
     def merge(self, other: "MIRMeter") -> None:
-        """Count all documents of another meter of the same model and settings.
+        """Count all documents of another meter of the same model and settings; rows are shared.
 
         Raises:
             MIRError: the settings or what is known differ, or a document is in both.
         """
-        self._check_open()
-        other._check_open()
-        mine, theirs = ((meter.options, meter.numbers, sorted(meter.known)) for meter in (self, other))
+        other._check_open(())
+        self._check_open(other.documents)
+        mine, theirs = ((m.options, m.numbers, sorted(m.known)) for m in (self, other))
         if mine != theirs:
             raise MIRError(f"meters of different settings cannot be merged: {mine} and {theirs}")
-        if any(self.known[n].bounds != other.known[n].bounds for n in self.known):
+        pairs = ((self.known[n][m], other.known[n][m]) for n in self.known for m in range(2))
+        if any(own.bounds != more.bounds for own, more in pairs):
             raise MIRError("meters of second passes after different first passes cannot be merged")
-        for document_id in other.documents:
-            if document_id in self.documents:
-                raise _counted_before(document_id)
-        if not other.documents:
-            return
-        self._dimensions = self._dimensions or other._dimensions
-        if other._dimensions != self._dimensions:
+        if self._dimensions and other._dimensions not in ([], self._dimensions):
             raise MIRError("meters of different models cannot be merged")
-        before = len(self.documents)
+        self._dimensions = self._dimensions or other._dimensions
+        self.tokens.merge(other.tokens)
+        for number, sums in other.sums.items():
+            for own_sums, more_sums in zip(self.sums[number], sums, strict=True):
+                own_sums.merge(more_sums)
+        for number, means in other.means.items():
+            self.means.setdefault(number, []).extend(means)
         self.documents |= other.documents
         self.measured = self.measured | other.measured
-        self._expected = self._expected or other._expected
-        self._forget_rows([n for n, layer in other.layers.items() if _is_sampled(layer)])
-        entering = []
-        for own, more in zip(self.choices, other.choices, strict=True):
-            filled = np.flatnonzero(np.isfinite(more.priorities))
-            slots, chosen = own.offer(
-                more.priorities[filled], before + more.documents[filled], more.positions[filled]
-            )
-            entering.append((slots, torch.from_numpy(filled)[chosen]))
-        for number, layer in other.layers.items():
-            mine_of_layer = self._layer(number)
-            if isinstance(mine_of_layer, LayerSums):
-                assert isinstance(layer, LayerSums)
-                mine_of_layer.merge(layer)
-                continue
-            assert isinstance(layer, LayerRows)
-            if _is_sampled(mine_of_layer) and not _is_sampled(layer):
-                layer = layer.sampled(other.choices)
-            mine_of_layer.merge(layer, entering)
-        self._make_room({})
+        self._first = self._first or other._first
 
-    def kept(self) -> list[int]:
-        """Numbers of the layers whose rows are kept."""
-        return sorted(
-            n for n, layer in self.layers.items() if isinstance(layer, LayerRows) and layer.kept
-        )
-
-    def only(self, documents: Collection[DocumentId], numbers: Collection[int]) -> "MIRMeter":
-        """A meter of some of the documents and of layers that are `kept`, which shares their rows."""
-        part = MIRMeter(memory=self.memory, numbers=sorted(numbers), **self.options._asdict())
-        ids = list(self.documents)
-        places = [n for n, document_id in enumerate(ids) if document_id in documents]
-        part.documents = {ids[place]: self.documents[ids[place]] for place in places}
-        layers = {
-            number: layer.only(places)
-            for number, layer in _of_rows(self.layers).items()
-            if number in numbers
-        }
-        part.layers |= layers
-        part._dimensions = self._dimensions[: len(layers)]
-        counts = [
-            [len(norms) for norms in tokens.norms] for tokens in next(iter(layers.values())).modalities
-        ]
-        for number, (document_id, *of_document) in enumerate(zip(part.documents, *counts, strict=True)):
-            Entering(document_id, number, part.choices, of_document)
+    def only(self, documents: Collection[DocumentId]) -> "MIRMeter":
+        """A meter of some documents and of the layers whose rows are kept, which are shared."""
+        part = MIRMeter(numbers=self.tokens.kept(), **self.options._asdict())
+        chosen = {n: i for n, i in enumerate(self.documents) if i in documents}
+        part.documents = {document_id: self.documents[document_id] for document_id in chosen.values()}
+        part.tokens = self.tokens.only(chosen)
+        part.means = {number: [means[n] for n in chosen] for number, means in self.means.items()}
         return part
 
     def needs_second_pass(self) -> bool:
         """Whether there was no room for rows of some layers, so that the documents must run again."""
-        return self._learned is not None or any(_is_sampled(layer) for layer in self.layers.values())
+        return self._learned is not None or len(self.tokens.kept()) < len(self.tokens.layers)
 
     def second_pass(self) -> "MIRMeter":
         """An empty meter for the same documents again, which knows what this one tells of them.
@@ -240,19 +193,14 @@ class MIRMeter:
         any more. Layers whose rows were kept are measured now, and their rows are forgotten.
         """
         if self._learned is None:
-            known = learn(_of_rows(self.layers), self.choices, self.options, Alone())
-            kept = {number: self.take(number) for number in self.kept()}
-            done = distances(kept, known, self._left_out(known), self.options, Alone())
-            self._learned = {number: known[number] for number in self.layers}, self.measured | done
-            self.layers = {}
+            known = self._learn()
+            measured = self._distances({n: self.layer(n) for n in self.tokens.kept()}, known)
+            self._learned = {n: of for n, of in known.items() if n not in measured}, measured
+            self.clear()
         known, measured = self._learned
-        again = MIRMeter(
-            memory=self.memory,
-            numbers=self.numbers or tuple(range(1, len(self._dimensions) + 1)),
-            known=known,
-            **self.options._asdict(),
-        )
-        again.measured, again._expected = measured, frozenset(self.documents)
+        numbers = self.numbers or tuple(range(1, len(self._dimensions) + 1))
+        again = MIRMeter(numbers=numbers, known=known, **self.options._asdict())
+        again.measured, again._first = measured, frozenset(self.documents)
         return again
 
     def compute(self, progress: Bar = lambda layers: layers) -> MIRResult:
@@ -265,7 +213,8 @@ class MIRMeter:
             progress: wraps the numbers of the layers, for a bar.
 
         Raises:
-            MIRError: no documents, rows that were not kept, or as `modality_integration_rate`.
+            MIRError: no documents, rows that were not kept, a second pass over other documents than the
+                first, or as `modality_integration_rate`.
         """
         if not self.documents:
             raise MIRError("no documents were counted, so there is nothing to measure")
@@ -274,115 +223,72 @@ class MIRMeter:
                 "there was no room to keep the rows of all layers: count the documents once more by the "
                 "meter that second_pass() returns, or raise memory (GiB)"
             )
-        if differing := self._expected and self._expected ^ self.documents.keys():
+        if self._first is not None and (differing := self._first ^ self.documents.keys()):
             raise MIRError(
                 f"the second pass must count the documents of the first; {len(differing)} were counted "
                 f"in one of them only, such as {min(differing, key=str)!r}"
             )
-        known = self.known or learn(_of_rows(self.layers), self.choices, self.options, Alone())
-        left_out = self._left_out(known)
-        measured = distances(dict(self.layers), known, left_out, self.options, Alone(), progress)
-        return MIRResult.of_layers((self.measured | measured).values(), self.options.outliers)
+        known = self.known or self._learn()
+        layers = {number: self.layer(number) for number in known}
+        measured = self.measured | self._distances(layers, known, progress)
+        return MIRResult.of_layers(measured.values(), self.options.outliers)
 
-    def take(self, number: int) -> LayerRows | LayerSums:
-        """The statistics of the layer of that number, which this meter then has no more."""
-        self._layer(number)
-        return self.layers.pop(number)
+    def layer(self, number: int) -> Layer:
+        """What was counted of the layer of that number; empty where there was no document."""
+        return Layer(self.sums.get(number) or self.tokens.layer(number), self.means.get(number, []))
 
-    def _left_out(self, known: Mapping[int, KnownLayer]) -> list[int]:
-        groups = groups_to_leave_out(known.values(), self.options.groups)
-        return groups if isinstance(groups, list) else []
+    def clear(self) -> None:
+        """Hold no more rows and sums."""
+        self.tokens, self.sums, self.means = FirstPass(None), {}, {}
 
-    def _check_open(self) -> None:
+    def _learn(self) -> dict[int, KnownLayer]:
+        tokens = self.tokens
+        return learn(tokens.layers, list(self.documents.values()), tokens.choices, self.options)
+
+    def _distances(
+        self, layers: dict[int, Layer], known: Mapping[int, KnownLayer], bar: Bar = lambda layers: layers
+    ) -> dict[int, MeasuredLayer]:
+        left_out = groups_to_leave_out(known.values(), self.options.groups)
+        groups = list(self.documents.values())
+        return distances(
+            layers, known, groups, [] if isinstance(left_out, str) else left_out, self.options, bar=bar
+        )
+
+    def _check_open(self, documents: Collection[DocumentId]) -> None:
+        """Raise MIRError where no document, or none of these, can be counted any more."""
         if self._learned is not None:
             raise MIRError("a second pass has been asked for, so this meter counts no more documents")
+        for document_id in documents:
+            if document_id in self.documents:
+                raise MIRError(f"document {document_id!r} was counted before; count each document once")
 
-    def _check_dimensions(self, document_id: DocumentId, dimensions: list[int]) -> None:
-        if self.numbers is not None and len(dimensions) != len(self.numbers):
-            raise MIRError(
-                f"document {document_id!r} has rows of {len(dimensions)} layers, the meter counts "
-                f"{len(self.numbers)}"
-            )
+    def _check_layers(self, numbers: Sequence[int], rows: Sequence[Sequence[Tensor]]) -> None:
+        """Raise MIRError unless the layers of a document fit each other and those counted so far."""
+        dimensions = [part.shape[1] for part in rows[0]]
+        if len(dimensions) != len(numbers):
+            raise MIRError(f"rows of {len(dimensions)} layers came, the meter counts {len(numbers)}")
         if self._dimensions and dimensions != self._dimensions:
             raise MIRError(
-                f"document {document_id!r} has {len(dimensions)} layers of {dimensions[0]} dimensions, "
-                f"those before have {len(self._dimensions)} of {self._dimensions[0]}: one meter counts "
-                "one model"
+                f"{len(dimensions)} layers of {dimensions[0]} dimensions, those before have "
+                f"{len(self._dimensions)} of {self._dimensions[0]}: one meter counts one model"
             )
+        for modality, parts in zip(MODALITIES, rows, strict=True):
+            for number, part in zip(numbers, parts, strict=True):
+                if len(part) != len(parts[0]):
+                    raise MIRError(
+                        f"layer {number} has {len(part)} {modality} tokens, layer {numbers[0]} has "
+                        f"{len(parts[0])}: every layer must have the same tokens"
+                    )
 
-    def _layer(self, number: int) -> LayerRows | LayerSums:
-        """Of that number; an empty one while no document was counted."""
-        if number not in self.layers:
-            known = self.known.get(number)
-            self.layers[number] = (
-                LayerRows()
-                if known is None
-                else LayerSums(known, self.options.outliers, max(self.options.groups, 1))
-            )
-        return self.layers[number]
+    def _no_sums(self, known: KnownLayer) -> list[Sums]:
+        return [Sums(of_modality, self.options.outliers, self.options.groups) for of_modality in known]
 
-    def _kept_norms(self, norms: Mapping[str, Sequence[Tensor]]) -> list[list[Tensor]]:
+    def _kept_norms(self, norms: Mapping[str, Sequence[Tensor]]) -> list[Sequence[Tensor]]:
         """Norms of all layers of each modality, in one piece of memory where they are on one device."""
-        kept = []
+        kept = list[Sequence[Tensor]]()
         for parts in norms.values():
             if len({part.device for part in parts}) == 1:
                 together = self._norms.copied(torch.cat(list(parts)), parts[0].device)
                 parts = torch.split(together, [len(part) for part in parts])
-            kept.append(list(parts))
+            kept.append(parts)
         return kept
-
-    def _make_room(self, coming: Mapping[int, Sequence[Tensor]]) -> None:
-        """Forget rows of the highest layers on each device, so that those that come have room."""
-        needed: dict[torch.device, dict[int, int]] = {}
-        for number in sorted({*coming, *self.layers}):
-            layer, rows = self._layer(number), coming.get(number, ())
-            if not isinstance(layer, LayerRows):
-                continue
-            device = layer.device or next((part.device for part in rows), None)
-            if device is not None:
-                more = sum(part.nbytes for part in rows) if layer.kept else 0
-                needed.setdefault(device, {})[number] = layer.nbytes + more
-        for device, bytes_of in needed.items():
-            if device not in self._room:
-                self._room[device] = self._room_on(device)
-            for number in sorted(bytes_of, reverse=True):
-                if sum(bytes_of.values()) <= self._room[device]:
-                    break
-                self._forget_rows([number])
-                bytes_of[number] = _of_rows(self.layers)[number].nbytes
-
-    def _room_on(self, device: torch.device) -> float:
-        """Bytes for rows on a device."""
-        if self.memory is None:
-            return free(device) / 2
-        return (self.memory[device] if isinstance(self.memory, Mapping) else self.memory) * GIB
-
-    def _forget_rows(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            layer = self._layer(number)
-            if isinstance(layer, LayerRows) and layer.kept:
-                layer.forget_rows(self.choices)
-
-
-def _check_equal(numbers: Sequence[int], rows: Sequence[Sequence[Tensor]]) -> None:
-    for modality, parts in zip(MODALITIES, rows, strict=True):
-        counts = [len(part) for part in parts]
-        for number, count in zip(numbers, counts, strict=False):
-            if count != counts[0]:
-                raise MIRError(
-                    f"layer {number} has {count} {modality} tokens, layer {numbers[0]} has {counts[0]}: "
-                    "every layer must have the same tokens"
-                )
-
-
-def _counted_before(document_id: DocumentId) -> MIRError:
-    return MIRError(f"document {document_id!r} was counted before; count each document once")
-
-
-def _is_sampled(layer: LayerRows | LayerSums) -> bool:
-    """Whether a first pass keeps no more than samples of a layer."""
-    return isinstance(layer, LayerRows) and not layer.kept
-
-
-def _of_rows(layers: Mapping[int, LayerRows | LayerSums]) -> dict[int, LayerRows]:
-    return {number: layer for number, layer in layers.items() if isinstance(layer, LayerRows)}

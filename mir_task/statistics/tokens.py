@@ -1,231 +1,196 @@
-"""What two passes over the tokens of one layer and modality keep of them.
+"""First pass over the tokens: norms, a sample, and rows while there is room, lowest layers first."""
 
-The first keeps the norm of every token, a sample of rows that does not depend on the order or split of
-the documents, and the rows themselves while there is room (`FirstPass`). Known after it, over all
-processes, are the bounds of the 3-sigma rule, a centre for sums and thresholds around the medians
-(`Known`). The second reads the rows, from memory where they were kept and from the forwards run again
-elsewhere, and adds up second moments and counts by group of documents (`SecondPass`).
-"""
+from collections.abc import Iterator, Mapping, Sequence
 
-import math
-from collections.abc import Iterable, Sequence
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from mir_task.metric import Modality
-from mir_task.statistics import medians
-from mir_task.statistics.known import Known
-from mir_task.statistics.moments import Moments
-from mir_task.statistics.sample import SAMPLE, SampleChoice
+from mir_task.memory import GIB, Pieces, free
+from mir_task.statistics.sample import SAMPLE, SampleChoice, priorities
 
-# Bytes of a piece of memory on the host. The C library returns pieces of this size to the system when
-# they are freed, and takes no more of the memory than what is written to.
-_PIECE = 2**26
-FOLDED_AT_ONCE = 4096
-"""Rows of a second pass that wait to be folded into the moments, for products of a size that is fast."""
+Pair = Sequence[Tensor]
+"""Of vision and of text tokens."""
 
 
-class Pieces:
-    """Copies of tensors that stay, in large pieces of memory on the host.
-
-    Among small ones that stay, memory that callers take and free for large tensors is never whole again:
-    the process grows by all that ever came.
-    """
-
-    def __init__(self) -> None:
-        self._unused: Tensor | None = None
-
-    def copied(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """A copy of a [n, ...] on a device."""
-        if device.type != "cpu":
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
-        unused = self._unused
-        if (
-            unused is None
-            or (unused.dtype, unused.shape[1:]) != (tensor.dtype, tensor.shape[1:])
-            or len(unused) < len(tensor)
-        ):
-            most = max(len(tensor), _PIECE // max(tensor[:1].nbytes, 1))
-            unused = torch.empty(most, *tensor.shape[1:], dtype=tensor.dtype)
-        own, self._unused = unused[: len(tensor)], unused[len(tensor) :]
-        return own.copy_(tensor)
-
-
-class FirstPass:
+class Tokens:
     """Tokens of one layer and modality, an entry a document."""
 
     def __init__(self) -> None:
         self.norms: list[Tensor] = []
         """float64 [n] each, on the rows' device."""
         self.rows: list[Tensor] | None = []
-        """[n, d] each; None once there was no room for them."""
+        """[n, d] each, of this object alone; None once there was no room for them."""
         self.like: Tensor | None = None
-        """No rows [0, d], of the dtype and on the device of those that came."""
+        """No rows [0, d], of the dtype and on the device of those that came first."""
         self.nbytes = 0
         """Memory of rows or sample."""
         self._sample: Tensor | None = None
         self._pieces = Pieces()
 
-    def copied(self, rows: Tensor) -> Tensor:
-        """Rows [n, d] in memory of this object, on the device of those that came first.
-
-        Where none of them are kept, the rows themselves.
-        """
-        device = rows.device if self.like is None else self.like.device
-        return rows.to(device) if self.rows is None else self._pieces.copied(rows, device)
-
     def add(self, rows: Tensor, norms: Tensor, slots: Tensor, chosen: Tensor) -> None:
         """Count one document.
 
         Args:
-            rows: [n, d], as `copied` gives them.
+            rows: [n, d], which are copied.
             norms: [n].
             slots: of the sample, on the rows' device, that go to some of the rows.
             chosen: which rows these are.
         """
         self.like = rows.new_empty(0, rows.shape[1]) if self.like is None else self.like
-        self.norms.append(norms)
+        self.norms.append(norms.to(self.like.device))
         if self.rows is not None:
-            self.rows.append(rows)
+            self.rows.append(self._pieces.copied(rows, self.like.device))
             self.nbytes += rows.nbytes
         elif len(slots):
-            sample = self.sample_slots(rows)
-            sample[slots] = rows[chosen].to(sample.dtype)
+            sample = self._sampled(self.like)
+            sample[slots.to(sample.device)] = rows[chosen].to(sample)
 
     def forget_rows(self, choice: SampleChoice) -> None:
         """Keep no more of the rows than the sample."""
         if self.rows:
-            self._sample = self.sample(choice, self.rows[0])
-        self._pieces = Pieces()
-        self.rows, self.nbytes = None, 0 if self._sample is None else self._sample.nbytes
+            self._sample = self.sample(choice)
+        self.rows, self._pieces = None, Pieces()
+        self.nbytes = 0 if self._sample is None else self._sample.nbytes
 
-    def sample(self, choice: SampleChoice, like: Tensor) -> Tensor:
-        """Rows [SAMPLE, d] of the sample in their slots, zero where this object has none.
-
-        Args:
-            choice: of the sample.
-            like: rows [n, d], for where there are none.
-        """
-        if self.rows is None:
-            return self.sample_slots(like)
-        sample = like.new_zeros(SAMPLE, like.shape[1])
+    def sample(self, choice: SampleChoice) -> Tensor | None:
+        """Rows [SAMPLE, d] of the sample in their slots, zero in empty ones; None of no document."""
+        if self.like is None or self.rows is None:
+            return None if self.like is None else self._sampled(self.like)
+        sample = self.like.new_zeros(SAMPLE, self.like.shape[1])
         for document, (slots, positions) in choice.of_documents().items():
             rows = self.rows[document]
-            sample[slots.to(rows.device)] = rows[positions.to(rows.device)].to(sample.dtype)
+            sample[slots.to(sample.device)] = rows[positions.to(sample.device)].to(sample.dtype)
         return sample
 
-    def merge(self, other: "FirstPass", slots: Tensor, chosen: Tensor) -> None:
+    def merge(self, other: "Tokens", slots: Tensor, chosen: Tensor) -> None:
         """Count the documents of another, where both keep rows or neither does.
 
         Args:
-            other: the other.
+            other: the other, whose rows are shared.
             slots: of the sample that go to tokens of the other's sample.
             chosen: the slots where these stood.
         """
         self.like = other.like if self.like is None else self.like
         self.norms += other.norms
         if self.rows is not None:
-            assert other.rows is not None
-            self.rows += other.rows
+            self.rows += other.rows or []
             self.nbytes += other.nbytes
         elif other._sample is not None:
-            sample = self.sample_slots(other._sample)
-            sample[slots.to(sample.device)] = other._sample[chosen.to(sample.device)]
+            sample = self._sampled(other._sample)
+            sample[slots.to(sample.device)] = other._sample[chosen.to(other._sample.device)].to(sample)
 
-    def only(self, documents: Sequence[int]) -> "FirstPass":
-        """Some of the documents, whose rows are kept; rows and norms are shared."""
-        assert self.rows is not None
-        part = FirstPass()
+    def only(self, documents: Sequence[int]) -> "Tokens":
+        """Some of the documents, whose rows are kept and shared."""
+        part = Tokens()
         part.like = self.like
         part.norms = [self.norms[document] for document in documents]
-        part.rows = [self.rows[document] for document in documents]
+        part.rows = [(self.rows or [])[document] for document in documents]
         return part
 
-    def sample_slots(self, like: Tensor) -> Tensor:
-        """Rows [SAMPLE, d] of the sample that take the place of the rows."""
+    def _sampled(self, like: Tensor) -> Tensor:
+        """The sample that takes the place of the rows."""
         if self._sample is None:
             self._sample = like.new_zeros(SAMPLE, like.shape[1])
             self.nbytes = self._sample.nbytes
         return self._sample
 
 
-class SecondPass:
-    """Sums over the tokens of one layer and modality, by group of documents.
+class FirstPass:
+    """Vision and text tokens of all layers.
 
     Args:
-        known: of all tokens after the first pass.
-        rule: of outliers, "replace" or "drop".
-        groups: of documents.
-        products: dtype in which rows are multiplied.
-        exact: whether medians are found by `medians` from rows in memory, and so not counted here.
+        memory: GiB for rows on each device, or by device; half of what is free when the first document
+            comes if None.
     """
 
-    def __init__(
-        self, known: Known, rule: str, groups: int, products: torch.dtype, *, exact: bool
-    ) -> None:
-        self.known = known
-        self.replaces = rule == "replace" and known.outliers > 0
-        self.moments = Moments(known.centre, groups, products)
-        self.below: Tensor | None = None
-        """Tokens at or below the thresholds: int64 [q, d]."""
-        if self.replaces and not exact:
-            self.below = torch.zeros_like(known.thresholds, dtype=torch.int64)
-        self.tokens = 0
-        self._waiting: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._rows_waiting = 0
+    def __init__(self, memory: float | Mapping[torch.device, float] | None) -> None:
+        self.memory = memory
+        self.layers: dict[int, list[Tokens]] = {}
+        """By layer number."""
+        self.choices = [SampleChoice(), SampleChoice()]
+        """Of the samples of vision and of text tokens."""
+        self.documents = 0
+        self._room: dict[torch.device, float] = {}
 
-    def add(self, rows: Tensor, norms: Tensor, group: int) -> None:
-        """Count rows [n, d] and their norms [n] of one document."""
-        self.tokens += len(rows)
-        self._waiting.setdefault(group, []).append((rows, norms))
-        self._rows_waiting += len(rows)
-        if self._rows_waiting >= FOLDED_AT_ONCE:
-            self.fold()
+    def layer(self, number: int) -> list[Tokens]:
+        """Vision and text tokens of the layer of that number; empty where there was no document."""
+        return self.layers.setdefault(number, [Tokens(), Tokens()])
 
-    def copied(self, rows: Tensor) -> Tensor:
-        """Rows [n, d] in memory of their own, on the device of the sums."""
-        return torch.empty(rows.shape, dtype=rows.dtype, device=self.moments.centre.device).copy_(rows)
+    def kept(self) -> list[int]:
+        """Numbers of the layers whose rows are kept."""
+        return sorted(n for n, pair in self.layers.items() if all(of.rows is not None for of in pair))
 
-    def fold(self) -> None:
-        """Fold the rows that wait into the sums."""
-        for group, parts in self._waiting.items():
-            rows, norms = (torch.cat(column) for column in zip(*parts, strict=True))
-            self.moments.add(group, rows, self.known.bounds.inside(norms))
-            if self.below is not None:
-                self.below += medians.count_at_most(rows, self.known.thresholds)
-        self._waiting, self._rows_waiting = {}, 0
+    def add(self, document_id: str | int, layers: Mapping[int, tuple[Pair, Pair]]) -> None:
+        """Count one document: rows [n, d] and norms [n] of vision and text tokens by layer number."""
+        coming = dict[torch.device, dict[int, int]]()
+        for number, (rows, _) in layers.items():
+            like = self.layer(number)[1].like
+            device = rows[1].device if like is None else like.device
+            coming.setdefault(device, {})[number] = sum(part.nbytes for part in rows)
+        for device, sizes in coming.items():
+            self._make_room(device, sizes)
+        rows, _ = next(iter(layers.values()))
+        entering = list(self._entering(document_id, [len(part) for part in rows]))
+        devices = {part.device for rows, _ in layers.values() for part in rows}
+        places = {device: [[x.to(device) for x in of] for of in entering] for device in devices}
+        for number, (rows, norms) in layers.items():
+            for n, tokens in enumerate(self.layer(number)):
+                tokens.add(rows[n], norms[n], *places[rows[n].device][n])
 
-    def sums(self) -> list[Tensor]:
-        """All that processes add up."""
-        self.fold()
-        return [self.moments.numbers, *(() if self.below is None else (self.below,))]
+    def merge(self, other: "FirstPass") -> None:
+        """Count all documents of another, whose rows are shared."""
+        for number, theirs in other.layers.items():
+            if any(tokens.rows is None for tokens in theirs):
+                self._forget_rows(number)
+        both = zip(self.choices, other.choices, strict=True)
+        moved = [own.merge(more, self.documents) for own, more in both]
+        self.documents += other.documents
+        for number, theirs in other.layers.items():
+            for n, (own, more) in enumerate(zip(self.layer(number), theirs, strict=True)):
+                if own.rows is None and more.rows is not None:
+                    more = more.only(range(len(more.rows)))
+                    more.forget_rows(other.choices[n])
+                own.merge(more, *moved[n])
+        for device in {pair[1].like.device for pair in self.layers.values() if pair[1].like is not None}:
+            self._make_room(device, {})
 
-    def replace_outliers(self, middle: Tensor | None = None) -> None:
-        """Count the medians [d] once for each outlier; those of the counts where not given."""
-        if not self.replaces:
-            return
-        if middle is None:
-            assert self.below is not None
-            middle = medians.of_counts(self.below, self.known.tokens, self.known.thresholds)
-        counts = self.moments.counts()
-        for group, part in self.known.groups.items():
-            self.moments.add_repeated(group, middle.to(self.moments.centre), part.tokens - counts[group])
+    def only(self, documents: Mapping[int, str | int]) -> "FirstPass":
+        """Some documents, ids by number, of the layers that are `kept`; rows are shared."""
+        part = FirstPass(self.memory)
+        for number in self.kept():
+            part.layers[number] = [tokens.only(list(documents)) for tokens in self.layers[number]]
+        for number, document_id in documents.items():
+            of_layer = next(iter(self.layers.values()))
+            list(part._entering(document_id, [len(tokens.norms[number]) for tokens in of_layer]))
+        return part
 
-    def modality(self, left_out: int | None = None) -> Modality:
-        """All tokens, or all but those of one group, with the outlier rule applied."""
-        whole = self.known.without(left_out)
-        return Modality(
-            self.moments.gaussian(left_out),
-            tokens=whole.tokens,
-            outliers=whole.outliers,
-            norm=whole.norms / whole.tokens if whole.tokens else math.nan,
-        )
+    def _entering(
+        self, document_id: str | int, counts: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Slots of the samples that go to tokens of a document, and which these are."""
+        for modality, (choice, count) in enumerate(zip(self.choices, counts, strict=True)):
+            hashes = priorities(document_id, modality, count)
+            yield choice.offer(hashes, self.documents, np.arange(count))
+        self.documents += 1
 
+    def _make_room(self, device: torch.device, coming: Mapping[int, int]) -> None:
+        """Forget rows of the highest layers on a device, so that bytes that come have room."""
+        if device not in self._room:
+            memory = self.memory[device] if isinstance(self.memory, Mapping) else self.memory
+            self._room[device] = free(device) / 2 if memory is None else memory * GIB
+        needed = {}
+        for number, pair in self.layers.items():
+            if number in coming or (pair[1].like is not None and pair[1].like.device == device):
+                more = coming.get(number, 0) if pair[1].rows is not None else 0
+                needed[number] = sum(tokens.nbytes for tokens in pair) + more
+        for number in sorted(needed, reverse=True):
+            if sum(needed.values()) <= self._room[device]:
+                break
+            self._forget_rows(number)
+            needed[number] = sum(tokens.nbytes for tokens in self.layers[number])
 
-def by_group(norms: Iterable[Tensor], groups: Iterable[int]) -> dict[int, Tensor]:
-    """Norms [n] of each group on the CPU, from those of each document and its group."""
-    parts: dict[int, list[Tensor]] = {}
-    for of_document, group in zip(norms, groups, strict=True):
-        parts.setdefault(group, []).append(of_document)
-    return {group: torch.cat(of_group).cpu() for group, of_group in parts.items()}
+    def _forget_rows(self, number: int) -> None:
+        for tokens, choice in zip(self.layer(number), self.choices, strict=True):
+            if tokens.rows is not None:
+                tokens.forget_rows(choice)
