@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.published import accurate_root, fast_root
 from benchmarks.timing import in_turns, threads
-from mir_task.frechet import Gaussian, _root_term, _safest_root_term
+from mir_task.metric.frechet import Gaussian, _root_term, _safest_root_term
 
 
 def covariance(size: int, seed: int, *, singular: bool) -> Gaussian:
@@ -31,7 +31,7 @@ def covariance(size: int, seed: int, *, singular: bool) -> Gaussian:
 
 def by_eigenvalues(a: Gaussian, b: Gaussian) -> float:
     """Our factors, and eigenvalues."""
-    with mock.patch("mir_task.spectrum.is_supported", return_value=False):
+    with mock.patch("mir_task.metric.spectrum.is_supported", return_value=False):
         return _root_term(a, b).root
 
 

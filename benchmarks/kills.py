@@ -23,7 +23,15 @@ LONGEST = 45.0
 
 def command(models: Path, output: Path) -> list[str]:
     """That goes on with a batch."""
-    return [sys.executable, "-m", "mir_task.cli", "zoo", str(models), "--output_path", str(output)]
+    return [
+        sys.executable,
+        "-m",
+        "mir_task.commands.cli",
+        "zoo",
+        str(models),
+        "--output_path",
+        str(output),
+    ]
 
 
 def values(output: Path) -> dict[str, float]:

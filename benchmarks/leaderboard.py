@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import runs
+from tests.support import runs
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
             runs.run(folder / "in", f"org/model-{number}", mir, scores, **settings)
         size = sum(path.stat().st_size for path in folder.rglob("*.json"))
         print(f"{count} runs, {size / 1e6:.0f} MB")
-        command = [sys.executable, "-m", "mir_task.cli", "leaderboard", str(folder / "in")]
+        command = [sys.executable, "-m", "mir_task", "leaderboard", str(folder / "in")]
         for kind in ("csv", "json", "html"):
             command += [f"--{kind}", str(folder / f"board.{kind}")]
         for _ in range(3):

@@ -24,10 +24,10 @@ from torch import Tensor
 from benchmarks.published import layer_distance
 from benchmarks.timing import threads
 from mir_task import MIRMeter
-from mir_task.budget import HOST, Room, Shape, plan
-from mir_task.capture import HiddenStateCapture, Prefill
+from mir_task.capture.hooks import HiddenStateCapture, Prefill
 from mir_task.demo.checkpoint import make_llava
-from mir_task.memory import GIB
+from mir_task.measuring.plan import HOST, Room, Shape, plan
+from mir_task.statistics.memory import GIB
 
 PUBLISHED_EACH = 20e6
 """Bytes that the published procedure takes at least for one of these documents."""

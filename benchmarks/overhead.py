@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
-from mir_task.passes import Whole
+from mir_task.measuring.passes import Whole
 
 ALONE = "the adapter alone"
 WAYS: dict[str, dict[str, Any]] = {
@@ -68,8 +68,8 @@ def measured(
     """The adapter alone and with MIR in several ways, taken in turns."""
     from lmms_eval.models import get_model
 
-    from mir_task.adapter import Adapter
     from mir_task.harness import MIRTask, adapter_documents, mir_prefill
+    from mir_task.harness.adapter import Adapter
 
     lm = get_model("llava_hf", False).create_from_arg_string(arguments)
     wholes: dict[str, Whole] = {}

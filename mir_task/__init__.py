@@ -1,17 +1,22 @@
 """MIR, the Modality Integration Rate (arXiv 2410.07167), as a plugin for lmms-eval.
 
 `measure` computes it for a model and its processor; `MIRMeter` accumulates documents of any loop one
-by one; `modality_integration_rate` computes it from hidden states that are at hand. Importing this
-package loads neither the harness nor transformers.
+by one; `modality_integration_rate` computes it from hidden states that are at hand. These names, with
+`mir_task.callback.MIRCallback`, `mir_task.moca`, `mir_task.harness.MIRTask` and the command `mir-task`,
+are what stays from version to version. Importing this package loads neither torch nor the harness.
 """
 
-from mir_task.errors import MIRError
-from mir_task.library import measure
-from mir_task.metric import modality_integration_rate
-from mir_task.result import LayerResult, MIRResult
-from mir_task.statistics.meter import MIRMeter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mir_task.errors import MIRError
+    from mir_task.measuring.library import measure
+    from mir_task.metric.definition import modality_integration_rate
+    from mir_task.result import LayerResult, MIRResult
+    from mir_task.statistics.meter import MIRMeter
+
+from mir_task._version import __version__
 
 __all__ = [
     "LayerResult",
@@ -22,3 +27,18 @@ __all__ = [
     "measure",
     "modality_integration_rate",
 ]
+
+_MODULES = {
+    "LayerResult": "result",
+    "MIRError": "errors",
+    "MIRMeter": "statistics.meter",
+    "MIRResult": "result",
+    "measure": "measuring.library",
+    "modality_integration_rate": "metric.definition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -7,8 +7,8 @@ from typing import Any
 from loguru import logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mir_task.budget import DEFAULT_GROUPS
-from mir_task.library import Pair, measure
+from mir_task.measuring.library import Pair, measure
+from mir_task.measuring.plan import DEFAULT_GROUPS
 from mir_task.result import MIRResult, jackknife_stderr
 
 

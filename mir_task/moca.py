@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from mir_task.decoder import Decoder, find_decoder
+from mir_task.capture.decoder import Decoder, find_decoder
+from mir_task.capture.finder import Forward, PositionFinder
 from mir_task.errors import MIRError
-from mir_task.positions import Forward, PositionFinder
 
 FILE = "moca.safetensors"
 """What `save` writes to a folder."""

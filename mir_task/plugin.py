@@ -12,28 +12,19 @@ from typing import Any
 from loguru import logger
 
 from mir_task.errors import MIRError
-from mir_task.settings import TASK_CONFIGS
-
-yaml_paths: dict[str, Path] = {}
-"""Where the MIR tasks of the latest index stand, by name."""
+from mir_task.tasks import TASK_CONFIGS, registered
 
 
 def register() -> list[Any]:
-    """Make the harness know the packaged tasks and the request type; payload of the entry point.
+    """Make the harness know the packaged tasks; payload of the entry point.
 
     Returns:
         No models.
     """
-    from lmms_eval.api.model import lmms
     from lmms_eval.tasks import TaskManager
 
-    if hasattr(lmms, "mir_prefill"):
+    if hasattr(TaskManager, "knows_mir"):
         return []
-
-    def mir_prefill(lm: lmms, requests: list[Any]) -> list[Any]:
-        from mir_task.harness import mir_prefill
-
-        return list(mir_prefill(lm, requests))
 
     initialize_tasks = TaskManager.initialize_tasks
 
@@ -43,7 +34,7 @@ def register() -> list[Any]:
         index = dict(initialize_tasks(self, include_path, include_defaults))
         if include_defaults:
             index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
-        yaml_paths.update(
+        registered.update(
             (name, Path(entry["yaml_path"]))
             for name, entry in index.items()
             if entry["type"] == "python_task"
@@ -74,8 +65,8 @@ def register() -> list[Any]:
 
     TaskManager._load_individual_task_or_group = or_nothing
     TaskManager.load_task_or_group = with_mir_first
-    lmms.mir_prefill = mir_prefill
     TaskManager.initialize_tasks = with_mir_tasks
+    TaskManager.knows_mir = True
     return []
 
 

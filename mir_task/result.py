@@ -1,18 +1,30 @@
 """What MIR of one model is: numbers of its layers, and what follows from them. No tensors."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
-from mir_task.errors import MIRError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, computed_field, model_validator
 
 
-@dataclass(frozen=True)
-class LayerResult:
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class _Numbers(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The result that `to_dict` wrote; keys that are not its own are ignored."""
+        return cls.model_validate(values)
+
+
+class LayerResult(_Numbers):
     """One decoder layer. Distances are in units of the squared mean text norm, norms are raw.
 
     Fields that are None were not in the side file that the result was read from, or do not exist for
@@ -23,7 +35,7 @@ class LayerResult:
     """1-based index of the decoder layer."""
     frechet: float
     """F_k, the true Fréchet distance."""
-    frechet_error: float
+    frechet_error: float | None = None
     """Estimate of the numerical error of `frechet`."""
     frechet_published_fast: float
     """F_k with Tr(S_v S_t) for the root term, as the published default mode has it."""
@@ -61,60 +73,35 @@ class LayerResult:
     mmd2: float | None = None
     """Unbiased squared MMD of up to 1024 tokens of each modality, where `mir_extras` asks for it."""
 
+    @computed_field
     @property
     def norm_ratio(self) -> float:
         """Mean vision norm over mean text norm."""
         return self.vision_norm / self.text_norm
 
+    @computed_field
     @property
     def centroid_distance(self) -> float:
         """||mu_v - mu_t|| in units of the mean text norm."""
         return math.sqrt(self.mean_term)
 
+    @computed_field
     @property
     def vision_tokens_per_dimension(self) -> float | None:
         """At 1 and below, S_v is singular."""
         return self.vision_tokens / self.dimensions if self.dimensions else None
 
+    @computed_field
     @property
     def text_tokens_per_dimension(self) -> float | None:
         """At 1 and below, S_t is singular."""
         return self.text_tokens / self.dimensions if self.dimensions else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and None: fields and what follows from them. `from_dict` is its inverse."""
-        return asdict(self) | {name: getattr(self, name) for name in _DERIVED}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "LayerResult":
-        """The result that `to_dict` wrote; keys that are not fields are ignored."""
-        names = (field.name for field in fields(cls))
-        return cls(**{name: values[name] for name in names if name in values})
-
-
-_DERIVED = (
-    "norm_ratio",
-    "centroid_distance",
-    "vision_tokens_per_dimension",
-    "text_tokens_per_dimension",
-)
-
-
-class MeasuredLayer(NamedTuple):
-    """One decoder layer, with what only `MIRMeter` knows of it."""
-
-    result: LayerResult
-    left_out: tuple[float, ...] = ()
-    """F_k of all documents but those of one group, for each group."""
-    rows: "tuple[Tensor, Tensor] | None" = None
-    """Raw rows [n, d] of some vision and some text tokens, where they were asked for."""
-
-
-@dataclass(frozen=True)
-class MIRResult:
+class MIRResult(_Numbers):
     """MIR of one model on one set of documents."""
 
-    layers: tuple[LayerResult, ...]
+    layers: tuple[LayerResult, ...] = Field(min_length=1)
     outliers: str = "replace"
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
     """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
@@ -122,22 +109,13 @@ class MIRResult:
     """Mean loss of the tokens of the documents' own texts after their media, in nats, where
     `mir_caption_ppl` asks for it; a baseline of the paper's figure 1."""
 
-    @classmethod
-    def of_layers(cls, measured: Iterable[MeasuredLayer], outliers: str) -> "MIRResult":
-        """The result of all layers together.
+    @model_validator(mode="after")
+    def _has_a_value(self) -> Self:
+        if sum(layer.frechet for layer in self.layers) <= 0:
+            raise ValueError("the Fréchet distances sum to zero, of which there is no logarithm")
+        return self
 
-        Raises:
-            MIRError: the sum of distances is zero to the precision of the arithmetic.
-        """
-        layers = sorted(measured, key=lambda layer: layer.result.layer)
-        results = tuple(layer.result for layer in layers)
-        _check_not_zero(results)
-        return cls(
-            layers=results,
-            outliers=outliers,
-            leave_one_group_out=tuple(zip(*(layer.left_out for layer in layers), strict=True)),
-        )
-
+    @computed_field
     @property
     def mir(self) -> float:
         """log10 of the sum of the layers' Fréchet distances."""
@@ -149,6 +127,7 @@ class MIRResult:
         total = sum(layer.frechet for layer in self.layers)
         return tuple(layer.frechet / total for layer in self.layers)
 
+    @computed_field
     @property
     def half_layers(self) -> tuple[int, ...]:
         """The fewest layers that hold at least half of the sum of distances, by their numbers."""
@@ -159,12 +138,14 @@ class MIRResult:
                 held += share
         return tuple(sorted(half))
 
+    @computed_field
     @property
-    def mir_published_fast(self) -> float:
+    def mir_published_fast(self) -> Annotated[float, PlainSerializer(_finite_or_none)]:
         """log10 of the sum that the published default mode computes; nan where it is not positive."""
         total = sum(layer.frechet_published_fast for layer in self.layers)
         return math.log10(total) if total > 0 else math.nan
 
+    @computed_field
     @property
     def mir_stderr(self) -> float | None:
         """Standard error of `mir` by the delete-a-group jackknife; None where no groups were kept.
@@ -174,6 +155,7 @@ class MIRResult:
         """
         return jackknife_stderr(self.left_out_mir) if len(self.left_out_mir) > 1 else None
 
+    @computed_field
     @property
     def caption_ppl(self) -> float | None:
         """Perplexity of the documents' own texts after their media: exp of `caption_loss`."""
@@ -185,45 +167,14 @@ class MIRResult:
         return [math.log10(sum(distances)) for distances in self.leave_one_group_out]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
-        fast = self.mir_published_fast
-        return {
-            "mir": self.mir,
-            "mir_published_fast": None if math.isnan(fast) else fast,
-            "mir_stderr": self.mir_stderr,
-            "outliers": self.outliers,
-            "layers": [
-                layer.to_dict() | {"share": share}
-                for layer, share in zip(self.layers, self.shares, strict=True)
-            ],
-            "half_layers": list(self.half_layers),
-            "leave_one_group_out": [list(group) for group in self.leave_one_group_out],
-            "caption_loss": self.caption_loss,
-            "caption_ppl": self.caption_ppl,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MIRResult":
-        """The result that `to_dict` wrote; keys that are not its own are ignored."""
-        return cls(
-            layers=tuple(LayerResult.from_dict(layer) for layer in values["layers"]),
-            outliers=values["outliers"],
-            leave_one_group_out=tuple(tuple(group) for group in values["leave_one_group_out"]),
-            caption_loss=values.get("caption_loss"),
-        )
+        """As of a layer; each layer's has its share too."""
+        values = super().to_dict()
+        for layer, share in zip(values["layers"], self.shares, strict=True):
+            layer["share"] = share
+        return {"mir": self.mir, **values}
 
 
 def jackknife_stderr(values: Sequence[float]) -> float:
     """Standard error of a figure from its values without one group of documents each, two at least."""
     count, mean = len(values), sum(values) / len(values)
     return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in values))
-
-
-def _check_not_zero(layers: Sequence[LayerResult]) -> None:
-    total = sum(layer.frechet for layer in layers)
-    if total <= 4 * sum(layer.frechet_error for layer in layers):
-        raise MIRError(
-            f"the Fréchet distances of all layers sum to {total:.1e}, which is zero to rounding: "
-            "vision and text tokens are the same, so MIR = log10(0) does not exist; "
-            "check that the two sets of tokens are not one set passed twice"
-        )

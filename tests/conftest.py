@@ -7,7 +7,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,44 @@ import torch
 DATA = Path(__file__).parent / "data"
 # An installed package as the harness sees it: metadata with an entry point.
 sys.path.append(str(Path(__file__).parent / "standins" / "installed"))
+
+
+UNAVOIDABLE = (
+    "^no GPU$",
+    "^no chromium on the PATH$",
+    "^no small disk can be mounted here$",
+    "has no .* here$",  # a class that this release of transformers does not have
+    "transformers 4",  # what differs between the two releases
+    "^the page is of transformers",
+)
+"""Reasons to skip that no package installed by `make` would take away."""
+skipped: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strict-skips", action="store_true", help="fail on skips that can be avoided")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        skipped[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        skipped[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, count in skipped.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    avoidable = [r for r in skipped if not any(re.search(u, r, re.IGNORECASE) for u in UNAVOIDABLE)]
+    if avoidable and session.config.getoption("--strict-skips") and not session.exitstatus:
+        sys.stderr.write(f"\nskips that can be avoided: {avoidable}\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class Oracle:
@@ -46,6 +86,6 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.zoo.llama_vision import llama_vision
+    from tests.adapters.llama_vision import llama_vision
 
     return llama_vision(tmp_path_factory.mktemp("checkpoints") / "llama_vision")

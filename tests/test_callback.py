@@ -1,7 +1,6 @@
 """`MIRCallback` in the Trainer."""
 
 import copy
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,14 +13,14 @@ from loguru import logger
 import mir_task
 from mir_task.callback import MIRCallback, improves
 from mir_task.errors import MIRError
-from mir_task.result import LayerResult, MIRResult
-from tests import harness
-from tests.test_command import torchrun
+from mir_task.result import MIRResult
+from tests.support import evaluate, runs
+from tests.support.command import torchrun
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return harness.pairs_of(harness.task(mir_documents=10))
+    return evaluate.pairs_of(evaluate.task(mir_documents=10))
 
 
 @pytest.fixture
@@ -158,8 +157,8 @@ def test_a_plateau_ends_training(model, llava, pairs, tmp_path) -> None:
 
 def result_of(total: float, left_out: list[float]) -> MIRResult:
     """A result with that sum of distances, and those without one group each."""
-    layer = LayerResult(1, total, 0.0, total, total, 0.0, 1.0, 10, 10, 0, 0, 1.0, 1.0)
-    return MIRResult((layer,), leave_one_group_out=tuple((value,) for value in left_out))
+    layer = runs.result(math.log10(total), layers=1).layers[0]
+    return MIRResult(layers=(layer,), leave_one_group_out=tuple((value,) for value in left_out))
 
 
 def test_an_improvement_is_beyond_the_noise_of_the_difference() -> None:
@@ -170,8 +169,8 @@ def test_an_improvement_is_beyond_the_noise_of_the_difference() -> None:
     assert not improves(result_of(9.8, [8.0, 11.5]), best, 0.0)
     assert not improves(result_of(9.8, [8.82, 10.78]), best, 0.01)
     assert not improves(result_of(10.2, [9.18, 11.22]), best, 0.0)
-    bare = dataclasses.replace(best, leave_one_group_out=())
-    assert improves(dataclasses.replace(result_of(9.9, []), leave_one_group_out=()), bare, 0.0)
+    bare = best.model_copy(update={"leave_one_group_out": ()})
+    assert improves(result_of(9.9, []).model_copy(update={"leave_one_group_out": ()}), bare, 0.0)
 
 
 class Failing(list):
@@ -212,9 +211,9 @@ def test_what_is_wrong_from_the_start_is_said_before_the_first_step(
 
 
 def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
-    from tests.train_in_processes import pairs
+    from tests.support.train_in_processes import pairs
 
-    script = Path(__file__).with_name("train_in_processes.py")
+    script = Path(__file__).with_name("support") / "train_in_processes.py"
     torchrun(2, str(script), str(llava), str(tmp_path), cwd=tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["processes"] == 2

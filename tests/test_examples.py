@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_command import run
+from tests.support.command import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 import mir_task
 from mir_task import MIRError, moca, modality_integration_rate
-from mir_task.capture import HiddenStateCapture
-from mir_task.decoder import find_decoder
-from tests import harness
-from tests.zoo.common import skip_on_transformers_4
-from tests.zoo.gemma import gemma3
-from tests.zoo.instructblip import instructblip
-from tests.zoo.llava import llava
-from tests.zoo.qwen2_5_vl import qwen2_5_vl
+from mir_task.capture.decoder import find_decoder
+from mir_task.capture.hooks import HiddenStateCapture
+from tests.adapters.common import skip_on_transformers_4
+from tests.adapters.gemma import gemma3
+from tests.adapters.instructblip import instructblip
+from tests.adapters.llava import llava
+from tests.adapters.qwen2_5_vl import qwen2_5_vl
+from tests.support import evaluate
 
 TEXTS = ("A boat.", "Three boats lie on the mud below the quay, waiting for the tide to come back.")
 FAMILIES = {
@@ -192,7 +192,6 @@ def test_embeddings_that_come_without_ids(load) -> None:
         model(inputs_embeds=embeds)
     with pytest.raises(MIRError, match=r"no row that .* received is what its input embedding gives"):
         model(inputs_embeds=embed(ids) + 0.01)
-    assert find_decoder(model).module._moca.finder._embedded_ids == []
 
 
 def randomised(load, make=llava):
@@ -240,7 +239,6 @@ def test_generation_with_a_cache_is_that_of_whole_forwards(load, checkpoints, ma
         }
         whole = logits(model, longer)[:, -1]
         torch.testing.assert_close(whole[scores.isfinite()], scores[scores.isfinite()])
-    assert find_decoder(model).module._moca.finder._embedded_ids == []
 
 
 def fill(name, added):
@@ -562,10 +560,10 @@ def test_the_harness_measures_a_checkpoint_with_its_moca(load, checkpoints, tmp_
     model = randomised(load)
     folder = shutil.copytree(checkpoints(llava), tmp_path / "with")
     model.save_pretrained(folder)
-    task = harness.task(mir_documents=3, mir_groups=0)
-    harness.evaluate(harness.load(folder), task, output=tmp_path / "out")
-    value = harness.report(tmp_path / "out")["mir"]
-    processor, pairs = AutoProcessor.from_pretrained(folder), harness.pairs_of(task)
+    task = evaluate.task(mir_documents=3, mir_groups=0)
+    evaluate.evaluate(evaluate.load(folder), task, output=tmp_path / "out")
+    value = evaluate.report(tmp_path / "out")["mir"]
+    processor, pairs = AutoProcessor.from_pretrained(folder), evaluate.pairs_of(task)
     assert value == pytest.approx(mir_task.measure(model, processor, pairs, bars=False).mir, abs=1e-6)
     moca.remove(model)
     assert value != pytest.approx(mir_task.measure(model, processor, pairs, bars=False).mir, abs=1e-3)

@@ -1,4 +1,4 @@
-"""The three small LLaVAs of the demo, trained in the study (`results/study`), as checkpoints on disk."""
+"""The three small LLaVAs of the demo, trained in `studies/alignment`, as checkpoints on disk."""
 
 import json
 import shutil

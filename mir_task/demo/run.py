@@ -1,6 +1,6 @@
 """`mir-task demo`: the harness on a checkpoint made on the spot, and a leaderboard of three more.
 
-The three are small LLaVAs of the study in `results/study`, which differ in how long their connector was
+The three are small LLaVAs of `studies/alignment`, which differ in how long their connector was
 pre-trained; `mir-task zoo` measures MIR and the accuracy of their answers.
 """
 
@@ -85,7 +85,7 @@ def leaderboard(folder: Path) -> None:
     (folder / "models.yaml").write_text(yaml.safe_dump(entries), "utf-8")
     command = ["mir-task", "zoo", str(folder / "models.yaml"), "--output_path", str(folder / "runs")]
     click.echo(f"$ {' '.join(command)}")
-    if _run([sys.executable, "-m", "mir_task.cli", *command[1:]], check=False).returncode:
+    if _run([sys.executable, "-m", "mir_task", *command[1:]], check=False).returncode:
         raise MIRError(f"{' '.join(command)} failed")
 
 

@@ -5,7 +5,6 @@ What they exchange are norms, a sample of a thousand rows, counts and sums; rows
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,11 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mir_task.diagnostics import linear_cka, mmd2
 from mir_task.errors import MIRError
-from mir_task.metric import Modality, check_enough, layer_result, text_centric_terms
-from mir_task.precision import root_dtype
-from mir_task.result import MeasuredLayer
+from mir_task.metric.definition import (
+    ComputedLayer,
+    Modality,
+    check_enough,
+    layer_result,
+    text_centric_terms,
+)
+from mir_task.metric.diagnostics import linear_cka, mmd2
+from mir_task.metric.precision import root_dtype
 from mir_task.statistics import medians
 from mir_task.statistics.sample import SAMPLE, SampleChoice
 from mir_task.statistics.sums import Known, KnownLayer, Sums
@@ -156,7 +160,7 @@ def distances(
     options: Options,
     processes: Processes = ALONE,
     bar: Bar = lambda numbers: numbers,
-) -> dict[int, MeasuredLayer]:
+) -> dict[int, ComputedLayer]:
     """Distances of layers whose rows are kept or whose sums are there, on every process.
 
     Args:
@@ -173,7 +177,7 @@ def distances(
         MIRError: on every process alike: text tokens that are all zero, a figure that is not finite, or
             a second pass that saw other tokens than the first.
     """
-    numbers, own = sorted(layers), dict[int, MeasuredLayer]()
+    numbers, own = sorted(layers), dict[int, ComputedLayer]()
     together = _medians_together(layers, known, options.outliers, processes)
     mine: tuple[int, list[Sums], Sequence[Tensor | None], list[tuple[Tensor, Tensor]]] | None = None
     for turn, number in enumerate(bar(numbers)):
@@ -244,7 +248,7 @@ def _measured(
     means: Sequence[tuple[Tensor, Tensor]],
     left_out: Iterable[int],
     options: Options,
-) -> MeasuredLayer:
+) -> ComputedLayer:
     """A layer's distance, and those without the documents of one group each.
 
     Args:
@@ -268,12 +272,13 @@ def _measured(
 
     result, terms = layer_result(number, *modalities(None), entropy="entropy_rank" in options.extras)
     if "cka" in options.extras:
-        result = replace(result, cka=linear_cka(*map(torch.stack, zip(*means, strict=True))))
+        cka = linear_cka(*map(torch.stack, zip(*means, strict=True)))
+        result = result.model_copy(update={"cka": cka})
     rows, (vision, text) = None, (tokens.known.sample for tokens in sums)
     if vision is not None and text is not None:
         if "mmd" in options.extras:
-            result = replace(result, mmd2=mmd2(vision, text))
+            result = result.model_copy(update={"mmd2": mmd2(vision, text)})
         if count := options.sample_rows:
             rows = (vision[:count], text[:count])
     scaled = (text_centric_terms(number, *modalities(group), near=terms)[0] for group in left_out)
-    return MeasuredLayer(result, tuple(terms.distance for terms in scaled), rows)
+    return ComputedLayer(result, tuple(terms.distance for terms in scaled), rows)

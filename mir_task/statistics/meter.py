@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.memory import Pieces
-from mir_task.metric import check_outlier_rule, check_rows, token_norms
-from mir_task.result import MeasuredLayer, MIRResult
+from mir_task.metric.definition import (
+    ComputedLayer,
+    check_outlier_rule,
+    check_rows,
+    result_of_layers,
+    token_norms,
+)
+from mir_task.result import MIRResult
 from mir_task.statistics.finish import (
     MODALITIES,
     Bar,
@@ -18,6 +23,7 @@ from mir_task.statistics.finish import (
     groups_to_leave_out,
     learn,
 )
+from mir_task.statistics.memory import Pieces
 from mir_task.statistics.sums import KnownLayer, Sums
 from mir_task.statistics.tokens import FirstPass
 
@@ -83,11 +89,11 @@ class MIRMeter:
         """Of vision and text tokens of each layer known, in a second pass."""
         self.means: dict[int, list[tuple[Tensor, Tensor]]] = {}
         """Mean vision and text rows [d] of each document, by layer, where CKA needs them."""
-        self.measured: dict[int, MeasuredLayer] = {}
+        self.measured: dict[int, ComputedLayer] = {}
         """Layers that the first pass has measured, where this is a second one."""
         self._first: frozenset[DocumentId] | None = None
         """Documents of the first pass, where this is a second one."""
-        self._learned: tuple[dict[int, KnownLayer], dict[int, MeasuredLayer]] | None = None
+        self._learned: tuple[dict[int, KnownLayer], dict[int, ComputedLayer]] | None = None
         """What a second pass is to know, once one was asked for."""
         self._dimensions: list[int] = []
         self._norms = Pieces()
@@ -231,7 +237,7 @@ class MIRMeter:
         known = self.known or self._learn()
         layers = {number: self.layer(number) for number in known}
         measured = self.measured | self._distances(layers, known, progress)
-        return MIRResult.of_layers(measured.values(), self.options.outliers)
+        return result_of_layers(measured.values(), self.options.outliers)
 
     def layer(self, number: int) -> Layer:
         """What was counted of the layer of that number; empty where there was no document."""
@@ -247,7 +253,7 @@ class MIRMeter:
 
     def _distances(
         self, layers: dict[int, Layer], known: Mapping[int, KnownLayer], bar: Bar = lambda layers: layers
-    ) -> dict[int, MeasuredLayer]:
+    ) -> dict[int, ComputedLayer]:
         left_out = groups_to_leave_out(known.values(), self.options.groups)
         groups = list(self.documents.values())
         return distances(

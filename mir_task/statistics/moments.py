@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mir_task.frechet import Gaussian
-from mir_task.precision import full_precision
+from mir_task.metric.frechet import Gaussian
+from mir_task.metric.precision import full_precision
 
 # Columns of a block of the second moment. Narrower ones hold less of the upper half, but their
 # products are slower.

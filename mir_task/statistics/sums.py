@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mir_task.metric import Modality
-from mir_task.precision import root_dtype
+from mir_task.metric.definition import Modality
+from mir_task.metric.precision import root_dtype
 from mir_task.statistics import medians
 from mir_task.statistics.moments import CHUNK, Moments, numbers_of
 from mir_task.statistics.sample import SAMPLE

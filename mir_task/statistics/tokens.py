@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mir_task.memory import GIB, Pieces, free
+from mir_task.statistics.memory import GIB, Pieces, free
 from mir_task.statistics.sample import SAMPLE, SampleChoice, priorities
 
 Pair = Sequence[Tensor]

@@ -4,8 +4,8 @@ from typing import Any
 
 from PIL import Image
 
-from mir_task.media import open_image
-from mir_task.sources import PACKAGE
+from mir_task.documents.media import open_image
+from mir_task.documents.sources import PACKAGE
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:

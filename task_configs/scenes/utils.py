@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from mir_task.media import open_image
-from mir_task.sources import PACKAGE
+from mir_task.documents.media import open_image
+from mir_task.documents.sources import PACKAGE
 
 
 @functools.cache

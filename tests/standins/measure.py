@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tests import harness, independent
 from tests.standins import parts
+from tests.support import evaluate, independent
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def measure(family: str, output: Path) -> Measured:
     parts.built.clear()
     lm = get_model(family).create_from_arg_string("")
     reference = lm.reference  # taken before the harness deletes the adapter's models
-    harness.evaluate(lm, harness.task(), output=output)
+    evaluate.evaluate(lm, evaluate.task(), output=output)
     once = {built.embeds.numpy().tobytes(): built for built in parts.built}.values()
     vision, text, tokens = [], [], []
     for embeds, is_vision in once:
@@ -45,4 +45,4 @@ def measure(family: str, output: Path) -> Measured:
         text.append([state[end:] for state in states])
         tokens.append((int(is_vision.sum()), len(embeds) - end))
     wanted = independent.mir(independent.pooled(vision), independent.pooled(text))
-    return Measured(harness.report(output), wanted, sorted(tokens))
+    return Measured(evaluate.report(output), wanted, sorted(tokens))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mir_task.demo.checkpoint import train_tokenizer
-from tests.zoo.common import text_settings
+from tests.adapters.common import text_settings
 
 PLACEHOLDER = "<img>"
 SIZE = 64

@@ -1,0 +1,5 @@
+"""`python -m mir_task` is the command `mir-task`."""
+
+from mir_task.commands.cli import main
+
+main()

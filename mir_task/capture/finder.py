@@ -1,0 +1,274 @@
+"""Hooks that tell, while a model runs, where the vision tokens of its decoder's sequences stand."""
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mir_task.capture.decoder import MEDIA, Decoder, media_token_ids
+from mir_task.capture.positions import NO_TOKEN, Positions, equal_rows, locate
+from mir_task.errors import MIRError
+
+Hook = Callable[..., None]
+
+
+@dataclass
+class Forward:
+    """One forward of a decoder, from its call on."""
+
+    step: bool
+    """Whether it continues a key-value cache, so that nothing is looked for."""
+    arguments: dict[str, Any]
+    """Of the decoder, until the positions are known."""
+    sequences: list[Positions] | None = None
+    """Of the batch, as soon as they are known: in the first layer at the latest."""
+    _vision: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False)
+
+    def vision(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The vision positions of the batch as two indices, of sequences and of positions in them.
+
+        Args:
+            device: for the indices, int64 [vision tokens]; the same as for the hidden states.
+        """
+        if device not in self._vision:
+            assert self.sequences is not None
+            mask = torch.stack([sequence.vision for sequence in self.sequences])
+            self._vision[device] = tuple(index.to(device) for index in mask.nonzero(as_tuple=True))
+        return self._vision[device]
+
+
+class _RunningForward(threading.local):
+    """What is known of the forward that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.forward: Forward | None = None
+        self.outer_arguments: dict[int, dict[str, Tensor]] = {}
+        """Of the modules around the decoder, by their depth."""
+        self.embedded_ids: list[Tensor] = []
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        # Nothing runs in a copy of a model; and no copy of a thread's own could be made.
+        return type(self), ()
+
+
+def _unguarded(hook: Hook) -> Hook:
+    return hook
+
+
+class PositionFinder:
+    """Hooks that tell, while a model runs, where the vision tokens of its decoder's sequences stand.
+
+    Args:
+        model: whose configuration names the ids of media tokens.
+        modality: whose tokens count as vision: "image", "video" (the same as "image") or "audio".
+        lasting: for hooks that stay on a model which trains and answers. Token ids are enough where
+            the configuration names them; a forward in which nothing tells vision from text is an
+            error; what was embedded is forgotten when the thread's next forward of the decoder ends;
+            and a step is a forward that adds a single position to the cache, because a later turn of
+            a conversation may bring an image.
+        guard: wraps every hook, which raises into the model otherwise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modality: str = "image",
+        *,
+        lasting: bool = False,
+        guard: Callable[[Hook], Hook] = _unguarded,
+    ) -> None:
+        self._lasting = lasting
+        self._guard = guard
+        self._vision_ids = media_token_ids(model, modality)
+        self._media_ids = {token_id for kind in MEDIA for token_id in media_token_ids(model, kind)}
+        self._handles: list[RemovableHandle] = []
+        self._embedded_anywhere: list[Tensor] = []
+        self._running = _RunningForward()
+
+    @property
+    def forward(self) -> Forward | None:
+        """Of a decoder, in this thread; None while none runs."""
+        return self._running.forward
+
+    @contextlib.contextmanager
+    def again(self, forward: Forward | None) -> Iterator[None]:
+        """Return to an earlier forward, for the time in which a part of it is computed once more."""
+        before, self._running.forward = self._running.forward, forward
+        try:
+            yield
+        finally:
+            self._running.forward = before
+
+    def attach(self, model: nn.Module, decoder: Decoder) -> None:
+        """Hook a decoder and the modules of `model` around it."""
+        for depth, module in enumerate(decoder.around(model)):
+            self._before(module, functools.partial(self._note_outer, depth))
+        self._before(decoder.embedding, self._note_embedding)
+        self._before(decoder.module, functools.partial(self._begin, decoder))
+        self._handles += keep_all_positions(decoder.module)
+        self._before(decoder.layers[0], functools.partial(self._enter_layers, decoder))
+        end = self._guard(self._end)
+        self._handles.append(decoder.module.register_forward_hook(end, always_call=True))
+
+    def _before(self, module: nn.Module, hook: Hook) -> None:
+        self._handles.append(module.register_forward_pre_hook(self._guard(hook), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what broken-off forwards left, and all that was embedded."""
+        self._running = _RunningForward()
+        self._embedded_anywhere.clear()
+
+    @property
+    def embedded_ids(self) -> list[Tensor]:
+        """Ids that were embedded for a forward of the decoder that is to come or running."""
+        # Adapters that build embeddings do so long before the forward, or in another thread. What
+        # stays on a model cannot keep them all, nor know which of another thread's are no longer needed.
+        return self._running.embedded_ids if self._lasting else self._embedded_anywhere
+
+    def _note_outer(
+        self, depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # What stands at this depth or below is of a forward that broke off.
+        outer = {d: held for d, held in self._running.outer_arguments.items() if d < depth}
+        named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        kept = {name: named.get(name) for name in ("input_ids", "attention_mask")}
+        outer[depth] = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        self._running.outer_arguments = outer
+
+    def _note_embedding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs["input"]
+        self.embedded_ids.append(ids.detach().flatten())
+
+    def _begin(
+        self, decoder: Decoder, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._running.forward = None
+        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        embeds = arguments.get("inputs_embeds")
+        # Named `cache` from transformers 5.24 on, which takes the old name among further arguments.
+        named = {**arguments.get("kwargs", {}), **arguments}
+        past = named.get("cache") or named.get("past_key_values")
+        step = _cached_length(past) > 0
+        if step and self._lasting:
+            step = (arguments["input_ids"] if embeds is None else embeds).shape[1] == 1
+        self._running.forward = Forward(step, {} if step else arguments)
+        if embeds is not None and not step:
+            self._locate(decoder, embeds)
+
+    def _enter_layers(
+        self, decoder: Decoder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        forward = self.forward
+        if forward is None or forward.sequences is not None:
+            return
+        if forward.arguments.get("input_ids") is not None:
+            # The decoder embeds by itself, and may merge image features by itself.
+            self._locate(decoder, args[0] if args else kwargs["hidden_states"])
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        running = self._running
+        running.forward, running.outer_arguments, running.embedded_ids = None, {}, []
+
+    def _locate(self, decoder: Decoder, embeds: Tensor) -> None:
+        """Tell the positions of a prefill apart by what enters the first layer."""
+        forward = self._running.forward
+        assert forward is not None
+        outer = [*self._running.outer_arguments.values(), forward.arguments]
+        shape = tuple(embeds.shape[:2])
+        real = _first_of_shape(outer, "attention_mask", shape)
+        ids = _first_of_shape(outer, "input_ids", shape)
+        # Provenance compares all rows, too slow for every step of a training.
+        known = self._lasting and ids is not None and bool(self._vision_ids)
+        origin = None if known else self._provenance(decoder, embeds)
+        if self._lasting and not known and origin is None:
+            raise MIRError(
+                f"{decoder.name or 'the decoder'} received embeddings of {shape[1]} positions, and "
+                "neither their token ids nor what its input embedding embedded are known, so nothing "
+                "tells vision tokens from text: pass input_ids of that length to the model, or embed "
+                "the text with the model's own input embedding right before, in the same thread"
+            )
+        if self._lasting and origin is not None and (origin == NO_TOKEN).all():
+            raise MIRError(
+                f"no row that {decoder.name or 'the decoder'} received is what its input embedding "
+                "gives, so nothing tells vision tokens from text: train without noise on the "
+                "embeddings (NEFTune), or pass input_ids of the length of the embeddings to the model"
+            )
+        forward.sequences = [
+            locate(
+                real=torch.ones(shape[1], dtype=torch.bool) if real is None else real[row].bool(),
+                outer_ids=None if ids is None else ids[row],
+                embedded_ids=None if origin is None else origin[row],
+                vision_ids=self._vision_ids,
+                media_ids=self._media_ids,
+            )
+            for row in range(shape[0])
+        ]
+        forward.arguments = {}
+
+    @torch.no_grad()
+    def _provenance(self, decoder: Decoder, embeds: Tensor) -> Tensor | None:
+        """Token id [batch, L] that the input embedding maps to each row, or NO_TOKEN."""
+        if not self.embedded_ids:
+            return None
+        ids = torch.unique(torch.cat([ids.to(embeds.device) for ids in self.embedded_ids]))
+        # Looked up anew: the module's own output may have been overwritten in place since.
+        table = decoder.embedding.forward(ids)
+        # MiniCPM-V scales what the module gives before the decoder sees it.
+        scales = sorted({1, getattr(decoder.config, "scale_emb", 1)})
+        tables = torch.cat([(table * scale).to(embeds.dtype) for scale in scales])
+        rows = embeds.detach().flatten(0, 1)
+        found = equal_rows(rows, tables)
+        origin = torch.where(found < 0, NO_TOKEN, ids.repeat(len(scales))[found])
+        return origin.cpu().reshape(embeds.shape[:2])
+
+
+def keep_all_positions(module: nn.Module) -> list[RemovableHandle]:
+    """Have a module that can leave positions out of its last parts leave out none.
+
+    Models do so in `generate`, where only the last position's logits are wanted: most before their
+    output embedding, Gemma 4 in its decoder's last layers. What they answer stays the same, for no
+    position needs those parts of another.
+    """
+    if "logits_to_keep" not in inspect.signature(module.forward).parameters:
+        return []
+    return [module.register_forward_pre_hook(_all_logits, with_kwargs=True)]
+
+
+def _all_logits(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "logits_to_keep": 0}
+
+
+def _cached_length(past: Any) -> int:
+    """Positions that a key-value cache already holds."""
+    if past is None:
+        return 0
+    if hasattr(past, "get_seq_length"):
+        return int(past.get_seq_length())
+    return int(past[0][0].shape[-2]) if len(past) else 0
+
+
+def _first_of_shape(
+    arguments: Iterable[Mapping[str, Any]], name: str, shape: tuple[int, ...]
+) -> Tensor | None:
+    """The outermost argument of that name and shape; inner modules may have rewritten it."""
+    for candidates in arguments:
+        value = candidates.get(name)
+        if isinstance(value, Tensor) and tuple(value.shape) == shape:
+            return value.detach().cpu()
+    return None

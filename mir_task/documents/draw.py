@@ -1,0 +1,152 @@
+"""Which documents a MIR task measures: sources, pairing, sampling, and copies to carry.
+
+A document is one medium (image, video or audio) and one text. Texts come from the medium's own row, or
+from a second source: by the id of the row, or crossed, the i-th medium drawn with the i-th text drawn.
+
+`MIR_TASK_DATA` names a folder that is read before the Hugging Face Hub: for each task its prepared
+copy `TASK.parquet` (`mir-task data prepare`), else a folder of each data set under the data set's id.
+"""
+
+import hashlib
+import heapq
+import json
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+
+from mir_task.documents.media import as_cell, check_modality, soundfile_package, with_bytes
+from mir_task.documents.sources import DATA_ROOT, Rows, Source, load, modality_of
+from mir_task.errors import MIRError
+from mir_task.files import written_whole
+from mir_task.settings import Settings
+
+FEATURES = datasets.Features(
+    id=datasets.Value("string"),
+    media={"bytes": datasets.Value("large_binary"), "path": datasets.Value("string")},
+    text=datasets.Value("string"),
+)
+_METADATA_KEY = b"mir_task"
+_SOURCE = re.compile(r"mir_(modality|seed|pairing|media_.+|text_(dataset|config|split|column|id))")
+"""Settings that a copy fixes: which documents there are, in which order."""
+
+
+def documents(task: str, settings: Settings) -> datasets.Dataset:
+    """A task's documents in the order of the draw: columns `id`, `media` (undecoded) and `text`.
+
+    Raises:
+        MIRError: data that cannot be found or read, a column that is not there or holds another
+            modality, fewer rows than documents asked for, or no package that reads audio.
+    """
+    if settings.modality == "audio":
+        soundfile_package()
+    copy = _copy_of(task)
+    drawn = _draw_documents(task, settings) if copy is None else _read_copy(copy, task, settings)
+    if settings.text_limit is None:
+        return drawn
+    limited = [first_words(text, settings.text_limit) for text in drawn["text"]]
+    return drawn.remove_columns("text").add_column("text", limited)
+
+
+def first_words(text: str, count: int) -> str:
+    """The beginning of a text that holds `count` words, as it stands there."""
+    words = list(re.finditer(r"\S+", text))
+    return text if len(words) <= count else text[: words[count - 1].end()]
+
+
+def prepare(task: str, settings: Settings, folder: Path) -> Path:
+    """Write exactly the task's documents to `folder`/TASK.parquet, with their media's bytes.
+
+    Raises:
+        MIRError: as `documents`.
+    """
+    drawn = _draw_documents(task, settings)
+    cells = [with_bytes(cell) for cell in drawn["media"]]
+    table = datasets.Dataset.from_dict({**drawn[:], "media": cells}, features=FEATURES).data.table
+    fixed = json.dumps(_fixed(settings)).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: fixed})
+    path = folder / f"{task}.parquet"
+    with written_whole(path) as partial:
+        pyarrow.parquet.write_table(table, partial)
+    return path
+
+
+def _fixed(settings: Settings) -> dict[str, Any]:
+    return {key: value for key, value in settings.keys().items() if _SOURCE.fullmatch(key)}
+
+
+def _copy_of(task: str) -> Path | None:
+    root = os.environ.get(DATA_ROOT)
+    path = Path(root or ".") / f"{task}.parquet"
+    return path if root and path.is_file() else None
+
+
+def _read_copy(path: Path, task: str, settings: Settings) -> datasets.Dataset:
+    again = f"make it anew with `mir-task data prepare {task} --to {path.parent}`"
+    fixed = json.loads((pyarrow.parquet.read_schema(path).metadata or {}).get(_METADATA_KEY, b"null"))
+    if fixed != _fixed(settings):
+        raise MIRError(f"{path} was made for other settings of {task}; {again}")
+    rows = datasets.Dataset.from_parquet(str(path), features=FEATURES, keep_in_memory=True)
+    if len(rows) < settings.documents:
+        raise MIRError(
+            f"{path} holds {len(rows)} documents, {settings.documents} were asked for; {again}"
+        )
+    return rows.select(range(settings.documents))
+
+
+def _draw_documents(task: str, settings: Settings) -> datasets.Dataset:
+    media = load(Source.of(task, "media", settings))
+    if settings.text_dataset is None:
+        media.check_column(settings.text_column, "mir_text_column")
+        ids = _drawn(media, media.numbers, settings)
+        rows = media.of(ids)
+        texts = rows[settings.text_column]
+    else:
+        text = load(Source.of(task, "text", settings))
+        if settings.pairing == "by_id":
+            ids = text_ids = _drawn(media, [i for i in media.numbers if i in text.numbers], settings)
+        else:
+            ids = _drawn(media, media.numbers, settings)
+            # Of equal ids, such as row numbers, one order would cross nothing.
+            salt = "text" if media.numbers.keys() & text.numbers.keys() else ""
+            text_ids = _drawn(text, text.numbers, settings, salt)
+        rows, texts = media.of(ids), text.of(text_ids)[text.source.column]
+        if settings.pairing == "crossed":
+            ids = [f"{media_id}+{text_id}" for media_id, text_id in zip(ids, text_ids, strict=True)]
+    if (kind := modality_of(media)) is not None:
+        name = f"the column {media.source.column!r} of {media.path}"
+        check_modality(name, kind, settings.modality)
+    cells = [as_cell(cell, media.path) for cell in rows[media.source.column]]
+    return datasets.Dataset.from_dict(
+        {"id": ids, "media": cells, "text": [joined(text) for text in texts]}, features=FEATURES
+    )
+
+
+def _drawn(rows: Rows, ids: Collection[str], settings: Settings, salt: str = "") -> list[str]:
+    """The first ids in the order of the draw, as many as documents are asked for.
+
+    Of rows with one id the first stands for all. The place of a row depends on no other row, so draws
+    are nested in their size and equal on every machine.
+    """
+    count, source = settings.documents, rows.source
+    if len(ids) < count:
+        having = " that have a text of their id" if len(ids) < len(rows.numbers) else ""
+        raise MIRError(
+            f"task {source.task}: mir_documents asks for {count}, and mir_{source.role}_dataset "
+            f"{rows.path} has {len(ids)} different rows{having}: lower mir_documents, or add rows"
+        )
+    return in_draw_order(ids, f"{salt}{settings.seed}", count)
+
+
+def in_draw_order(ids: Iterable[str], seed: int | str, count: int) -> list[str]:
+    """The first ids in the order of a hash of (seed, id): random, and the same on every machine."""
+    return heapq.nsmallest(count, ids, key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode()).digest())
+
+
+def joined(text: str | list[str] | None) -> str:
+    """One text of one document: several captions are stripped and joined by one space."""
+    return text if isinstance(text, str) else " ".join(caption.strip() for caption in text or ())

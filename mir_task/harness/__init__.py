@@ -1,0 +1,16 @@
+"""lmms-eval's side: the task class, its requests, its adapters, and what runs on a loaded adapter.
+
+With `mir_task.plugin` the only importer of lmms-eval; may import everything but the commands. Importing
+it does what the entry point does, for tasks found by `--include_path` where that was not read.
+"""
+
+from lmms_eval.api.model import lmms
+
+from mir_task.harness.requests import mir_prefill
+from mir_task.harness.task import MIRTask
+from mir_task.plugin import register
+
+__all__ = ["MIRTask"]
+
+lmms.mir_prefill = mir_prefill
+register()

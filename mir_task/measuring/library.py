@@ -1,0 +1,191 @@
+"""MIR of a model that is at hand, without the harness: `mir_task.measure`."""
+
+import contextlib
+import functools
+import inspect
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import recursively_apply
+from loguru import logger
+from torch import nn
+
+from mir_task.documents.document import Document, messages
+from mir_task.errors import MIRError
+from mir_task.measuring.passes import measure_together
+from mir_task.measuring.processes import on_every_rank, rank, world_size
+from mir_task.measuring.reader import Reader
+from mir_task.result import MIRResult
+from mir_task.settings import MeasureSettings
+
+Pair = tuple[Any, str]
+Encode = Callable[[Any, str], Mapping[str, Any]]
+
+
+def measure(
+    model: nn.Module,
+    processor: Any,
+    pairs: Iterable[Pair],
+    *,
+    encode: Encode | None = None,
+    name: str = "mir",
+    bars: bool = True,
+    **settings: Any,
+) -> MIRResult:
+    """MIR of a Hugging Face vision-language model.
+
+    The conversation is that of the harness's chat adapters: the medium in the user's turn, the text in
+    the assistant's (`placement="assistant_chat"`), so the value is theirs. One forward a document, in
+    evaluation mode and without gradients. Afterwards the model and the random number generators are as
+    they were, so that it can be called between two steps of training. Where torch.distributed runs,
+    every process must call it with all of the pairs; each measures its share, and all return the result
+    of all.
+
+    Args:
+        model: with a text decoder; may be wrapped by DistributedDataParallel or `torch.compile`.
+        processor: of the model, with a chat template; its tokenizer is enough where `encode` is given.
+        pairs: of a medium and a text: a PIL image, the path of a video, or audio as the processor takes
+            it. A sequence is read one pair at a time.
+        encode: from a medium and a text to the keyword arguments of the model's forward, a batch of
+            one, for models without a chat template or to measure another prompt.
+        name: for progress bars and messages.
+        bars: whether to show progress bars.
+        settings: as the keys of a MIR task, without their `mir_`: `modality`, `placement`, `outliers`,
+            `groups`, `text_rows`, `caption_ppl`, `on_error`, `extras`, `host_memory`,
+            `accelerator_memory`.
+
+    Raises:
+        MIRError: on every process alike, when the model, a setting or a document does not do.
+    """
+    chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
+    pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
+    inner = _unwrapped(model)
+    with on_every_rank():
+        documents = list(_share(pairs))
+    make = functools.partial(_Processor, inner, processor, chosen, encode)
+    with undisturbed(inner):
+        measured = measure_together(make, documents, chosen, name, bars=bars)
+    if rank() == 0:
+        for warning in measured.log.warnings(measured.result, chosen.modality):
+            logger.warning(f"{name}: {warning}")
+    return measured.result
+
+
+class _Processor(Reader):
+    """Runs documents through a model by its processor's chat template, or by a function."""
+
+    def __init__(
+        self, model: nn.Module, processor: Any, settings: MeasureSettings, encode: Encode | None
+    ) -> None:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(tokenizer, "decode"):
+            raise MIRError(
+                f"{type(processor).__name__} has no tokenizer, so the text that the model received "
+                "cannot be read back and checked: pass the model's processor or tokenizer"
+            )
+        if encode is None and not getattr(processor, "chat_template", None):
+            raise MIRError(
+                f"{type(processor).__name__} has no chat template: pass the processor of a model with "
+                "one, set processor.chat_template, or pass encode, a function from a medium and a text "
+                "to the arguments of the model's forward"
+            )
+        super().__init__(
+            f"the processor {type(processor).__name__}",
+            [model],
+            tokenizer,
+            settings,
+            ("assistant_chat",),
+        )
+        self._processor = processor
+        self._encode = encode
+        parameters = inspect.signature(model.forward).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        # No cache is needed after a prefill, and of the logits none.
+        options = {"use_cache": False, "logits_to_keep": 1}
+        self._options = {name: value for name, value in options.items() if name in parameters}
+        if takes_all:
+            self._options["use_cache"] = False
+
+    def send(self, documents: list[Document], placement: str) -> list[str]:
+        """One forward of the model; the documents are one."""
+        (document,) = documents
+        if self._encode is not None:
+            (medium,) = document.to_media({})
+            inputs = self._encode(medium, document.text)
+        else:
+            inputs = self._processor.apply_chat_template(
+                messages(document, placement, self.modality, {}),
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=True,
+            )
+        weight = next(self.decoder.embedding.parameters())
+        device, dtype = weight.device, getattr(self.model, "dtype", weight.dtype)
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        self.model(**{**self._options, **recursively_apply(moved, dict(inputs))})
+        return []
+
+
+def _share(pairs: Any) -> Iterator[Document]:
+    """This process's documents, then copies that fill it up: sharded models run all processes alike."""
+    size, count = world_size(), len(pairs)
+    own = range(rank(), count, size)
+    padding = [0] * (-(-count // size) - len(own))
+    for number, row in enumerate(itertools.chain(own, padding)):
+        pair = pairs[row]
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
+            raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
+        to_media = functools.partial(_medium, pairs, row)
+        yield Document(str(row), row, pair[1], to_media, counts=number < len(own))
+
+
+def _medium(pairs: Any, number: int, row: Any) -> list[Any]:
+    return [pairs[number][0]]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model whose forward needs no other process, uncompiled.
+
+    accelerate's function unwraps FullyShardedDataParallel too, whose forward gathers the parameters.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return _unwrapped(model.module)
+    return model
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the model and the random number generators are as before.
+
+    Of the model that is each module's mode and what its forward notes on it, such as the `rope_deltas`
+    of Qwen's models.
+    """
+    noted = {
+        module: {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        for module in model.modules()
+    }
+    used = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    kind = next((device.type for device in used), "cuda")
+    indices = [device.index for device in used]
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others may draw from
+    with torch.random.fork_rng(devices=indices, device_type=kind):
+        try:
+            model.eval()
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+            for module, values in noted.items():
+                for key in [key for key in vars(module) if not key.startswith("_")]:
+                    if key not in values:
+                        delattr(module, key)
+                vars(module).update(values)

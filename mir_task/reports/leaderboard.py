@@ -1,0 +1,294 @@
+"""Models by MIR, beside their benchmark scores: `mir-task leaderboard`."""
+
+import csv
+import fnmatch
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from mir_task.reports.records import Ground, Record, Runs, Scores, differences
+
+BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
+"""Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
+
+NO_SIDE_FILE = "no side file, so documents, placement and layers are not known"
+
+Values = npt.NDArray[Any]
+Board = dict[str, Any]
+"""Plain values: `benchmarks` and `groups`, each with its rows, ready for JSON."""
+
+
+def board(runs: Runs, *, all_runs: bool = False, benchmarks: Sequence[str] = ("*",)) -> Board:
+    """Rank what compares, and set apart what does not, with the reason.
+
+    Args:
+        runs: as found on disk.
+        all_runs: every run; else the newest of a model on each ground.
+        benchmarks: patterns of the names of benchmark columns, as `*` and `mmbench*`.
+
+    Returns:
+        A row holds its benchmark scores by name. The score of a model's newest run counts; where there
+        is none with the model's adapter and arguments, that of the same checkpoint with others, which
+        is named in `other_arguments`.
+    """
+    records = runs.records
+    if not all_runs:
+        records = list({(r.model, r.task, r.ground): r for r in records}.values())
+    groups: dict[tuple[Ground | None, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.ground, record.task), []).append(record)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] is None, -len(item[1]), item[0][1]))
+    scores = _by_checkpoint(runs.scores, benchmarks)
+    earlier: list[tuple[int, Ground]] = []
+    content = []
+    for number, ((ground, task), members) in enumerate(ordered, start=1):
+        content.append(_group(number, ground, task, members, earlier, scores))
+        if ground is not None:
+            earlier.append((number, ground))
+    found = {name for group in content for row in group["rows"] for name in row["benchmarks"]}
+    better = {name: up for run in runs.scores for name, up in run.higher_is_better.items()}
+    return {
+        "benchmarks": [{"name": name, "higher_is_better": better[name]} for name in sorted(found)],
+        "groups": content,
+    }
+
+
+def _by_checkpoint(
+    scores: Iterable[Scores], patterns: Sequence[str]
+) -> dict[str, list[tuple[Scores, dict[str, float]]]]:
+    chosen: dict[str, list[tuple[Scores, dict[str, float]]]] = {}
+    for run in scores:
+        values = {
+            name: value
+            for name, value in run.values.items()
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        }
+        chosen.setdefault(run.model.name, []).append((run, values))
+    return chosen
+
+
+def _group(
+    number: int,
+    ground: Ground | None,
+    task: str,
+    members: list[Record],
+    earlier: list[tuple[int, Ground]],
+    scores: dict[str, list[tuple[Scores, dict[str, float]]]],
+) -> dict[str, Any]:
+    apart = None
+    if ground is None:
+        apart = NO_SIDE_FILE
+    elif earlier:
+        nearest = min(earlier, key=lambda other: len(differences(ground, other[1])))
+        apart = f"not ranked with group {nearest[0]}: {'; '.join(differences(ground, nearest[1]))}"
+    rows = [_row(record, scores.get(record.model.name, [])) for record in members]
+    rows.sort(key=lambda row: row["mir"])
+    for rank, row in enumerate(rows, start=1):
+        row["rank"] = rank if ground is not None else None
+        row["label"] = _label(row, rows)
+    columns = sorted({name for row in rows for name in row["benchmarks"]})
+    return {
+        "number": number,
+        "task": task,
+        "ground": None if ground is None else ground.plain(),
+        "facts": None if ground is None else ground.facts(),
+        "apart": apart,
+        "columns": columns,
+        "starred": any(row["other_arguments"] for row in rows),
+        "rows": rows,
+        "correlations": {name: correlation(rows, name) for name in columns if ground is not None},
+    }
+
+
+def _row(record: Record, scores: list[tuple[Scores, dict[str, float]]]) -> dict[str, Any]:
+    values: dict[str, float] = {}
+    others: dict[str, str] = {}
+    for exact in (False, True):  # oldest first, so the newest stays, and the model's own above others
+        for run, found in scores:
+            if (run.model == record.model) == exact:
+                values |= found
+                for name in found:
+                    others.pop(name, None)
+                    if not exact:
+                        others[name] = f"{run.model.adapter} {','.join(sorted(run.model.arguments))}"
+    result = record.result
+    return {
+        "model": record.model.name,
+        "adapter": record.model.adapter,
+        "arguments": ",".join(sorted(record.model.arguments)),
+        "date": record.date,
+        "mir": record.mir,
+        "mir_stderr": record.mir_stderr,
+        "mir_published_fast": record.mir_published_fast,
+        "benchmarks": values,
+        "other_arguments": others,
+        "curve": None if result is None else [layer.frechet for layer in result.layers],
+        "details": dict(record.details or {}),
+        "file": str(record.path),
+    }
+
+
+def correlation(rows: Iterable[dict[str, Any]], benchmark: str) -> dict[str, Any]:
+    """Rank correlations of MIR and a benchmark over models, with 95% intervals.
+
+    Args:
+        rows: of one group; those without the score are left out.
+        benchmark: its name.
+
+    Returns:
+        `n`, and for `spearman` and `kendall` (tau-b) `value` and `interval`: percentiles of 999
+        resamples of the models; `words` says it all. `interval` is None with fewer than 10 models,
+        `value` with fewer than 3 or where all values are equal.
+    """
+    pairs = [
+        (row["mir"], row["benchmarks"][benchmark]) for row in rows if benchmark in row["benchmarks"]
+    ]
+    n = len(pairs)
+    mir, score = np.array(pairs).reshape(-1, 2).T
+    known = n >= 3 and np.ptp(mir) > 0 and np.ptp(score) > 0
+    found: dict[str, Any] = {"n": n}
+    found["spearman"] = {"value": float(stats.spearmanr(mir, score).statistic) if known else None}
+    found["kendall"] = {"value": float(stats.kendalltau(mir, score).statistic) if known else None}
+    draws = np.random.default_rng(SEED).integers(n, size=(BOOTSTRAP, n))
+    for name, way in (("spearman", _spearman), ("kendall", _kendall)):
+        found[name]["interval"] = None
+        if known and n >= ENOUGH:
+            values = way(mir, score, draws)
+            found[name]["interval"] = np.nanquantile(values, (0.025, 0.975)).tolist()
+    return found | {"words": _correlation_text(found)}
+
+
+def _spearman(x: Values, y: Values, draws: Values) -> Values:
+    """Of each resample [draws, n] of pairs; nan where all values of one are equal."""
+    ranks = [stats.rankdata(values[draws], axis=1) for values in (x, y)]
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in ranks)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum(1) / np.sqrt((one**2).sum(1) * (other**2).sum(1))  # type: ignore[no-any-return]
+
+
+def _kendall(x: Values, y: Values, draws: Values) -> Values:
+    """Likewise tau-b, from how often each pair is in a resample: scipy's, one by one, takes seconds."""
+    counts = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]).astype(np.float32)
+    one, other = (np.sign(values[:, None] - values).astype(np.float32) for values in (x, y))
+    of_pairs = [((counts @ signs) * counts).sum(1) for signs in (one * other, abs(one), abs(other))]
+    with np.errstate(invalid="ignore"):
+        return of_pairs[0] / np.sqrt(of_pairs[1] * of_pairs[2])  # type: ignore[no-any-return]
+
+
+def markdown(content: Board) -> str:
+    """The board as Markdown, a table a group."""
+    return "\n\n".join(_section(group) for group in content["groups"])
+
+
+def _section(group: dict[str, Any]) -> str:
+    names = group["columns"]
+    facts = [f"task {group['task']}"] if group["facts"] is None else group["facts"].values()
+    lines = [f"## Group {group['number']}: {', '.join(facts)}", ""]
+    if group["apart"]:
+        lines += [f"{group['apart'][0].upper()}{group['apart'][1:]}.", ""]
+    columns = ["rank", "model", "MIR ↓", "±", "published fast", *names, "run"]
+    lines += [_line(columns), _line(["---:", "---", *["---:"] * (3 + len(names)), "---"])]
+    for row in group["rows"]:
+        lines.append(
+            _line(
+                [
+                    str(row["rank"] or ""),
+                    row["label"],
+                    *(_number(row[key]) for key in ("mir", "mir_stderr", "mir_published_fast")),
+                    *(
+                        _score(row["benchmarks"].get(name))
+                        + ("*" if name in row["other_arguments"] else "")
+                        for name in names
+                    ),
+                    row["date"],
+                ]
+            )
+        )
+    if group["starred"]:
+        lines += ["", "\\* of the same checkpoint with another adapter or other arguments"]
+    for name, found in group["correlations"].items():
+        lines += ["", f"MIR and {name}: {found['words']}"]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _label(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
+    """A model's name, with adapter and arguments where the name alone does not tell it from others."""
+    same = [other for other in rows if other["model"] == row["model"]]
+    if len({(other["adapter"], other["arguments"]) for other in same}) > 1:
+        return f"{row['model']} ({row['adapter']}, {row['arguments']})"
+    return str(row["model"])
+
+
+def _number(value: float | None) -> str:
+    """Four decimals, or N/A."""
+    return "N/A" if value is None else f"{value:.4f}"
+
+
+def _correlation_text(found: dict[str, Any]) -> str:
+    """Both coefficients with intervals and n."""
+    n, parts = found["n"], []
+    if found["spearman"]["value"] is None:
+        return f"n = {n}; no correlation of fewer than 3 models or of equal values"
+    for name, sign in (("spearman", "Spearman ρ"), ("kendall", "Kendall τ")):
+        value, interval = found[name]["value"], found[name]["interval"]
+        part = f"{sign} {value:+.2f}"
+        if interval is not None:
+            part += f" (95% {interval[0]:+.2f} to {interval[1]:+.2f})"
+        parts.append(part)
+    few = "" if n >= ENOUGH else f"; no interval of fewer than {ENOUGH} models"
+    return f"{', '.join(parts)}, n = {n}{few}"
+
+
+def _score(value: float | None) -> str:
+    """As many decimals as a score of its size has meaning."""
+    return "–" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def as_csv(content: Board) -> str:
+    """The board as CSV, a row a value; ranks count within their group."""
+    names = [benchmark["name"] for benchmark in content["benchmarks"]]
+    plain = ["rank", "model", "adapter", "arguments", "date", "mir", "mir_stderr", "mir_published_fast"]
+    common = [*Ground._fields, "document_set"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "apart", *plain, *names, *common, "file"])
+    for group in content["groups"]:
+        ground = group["ground"] or {"task": group["task"]}
+        for row in group["rows"]:
+            writer.writerow(
+                [
+                    *(group[key] for key in ("number", "apart")),
+                    *(row[key] for key in plain),
+                    *(row["benchmarks"].get(name) for name in names),
+                    *(ground.get(key) for key in common),
+                    row["file"],
+                ]
+            )
+    return text.getvalue()
+
+
+def as_json(content: Board) -> str:
+    """The board as JSON."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_html(content: Board) -> str:
+    """The board as one page that needs nothing else."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "reports"), autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # details in their own order
+    environment.filters |= {"number": _number, "score": _score}
+    return environment.get_template("leaderboard.html").render(board=content)
+
+
+WRITERS = {"csv": as_csv, "json": as_json, "html": as_html}
+"""By the ending of a file."""

@@ -1,0 +1,349 @@
+"""Pictures: curves over the layers, and a sample of the tokens in two dimensions.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; markers or lines say
+the same once more.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mir_task.errors import MIRError
+from mir_task.files import written_whole
+from mir_task.reports.side_file import SideFile, read_side_file
+from mir_task.result import MIRResult
+from mir_task.settings import TOKENS
+
+Numbers = NDArray[Any]
+TokenRows = Mapping[int, tuple[Numbers, Numbers]]
+"""Of some vision and some text tokens [n, d], float32, by layer number."""
+
+ENDINGS = (".png", ".svg")
+METHODS = ("pca", "tsne")
+VISION, TEXT = "#D55E00", "#0072B2"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "os^Dv*P<"  # not as many as colours, so that both together say more
+_LINES = ("-", "--", ":")
+_PERPLEXITY = 30
+
+
+class _Curve(NamedTuple):
+    """A key of a layer in `MIRResult.to_dict`; its colour is for where one model has a panel alone."""
+
+    key: str
+    label: str
+    colour: str
+
+
+class _Panel(NamedTuple):
+    label: str
+    curves: tuple[_Curve, ...]
+    log: bool = True
+
+
+_DISTANCE = _Curve("frechet", "$F_k$", "#000000")
+_TERMS = (
+    _Curve("mean_term", "mean term", "#009E73"),
+    _Curve("covariance_term", "covariance term", "#CC79A7"),
+)
+_UNIT = "(text norm = 1)"
+
+
+def _of_both(key: str, label: str) -> _Panel:
+    tokens = (("vision", "{tokens} tokens", VISION), ("text", "text tokens", TEXT))
+    return _Panel(label, tuple(_Curve(f"{of}_{key}", name, colour) for of, name, colour in tokens))
+
+
+def _single(key: str, label: str, *, log: bool = True) -> _Panel:
+    return _Panel(label, (_Curve(key, label, "#000000"),), log)
+
+
+_NORMS = _of_both("norm", "mean L2 norm")
+DIAGNOSTICS = {
+    "share": _single("share", "share of the sum of distances", log=False),
+    "norm_ratio": _single("norm_ratio", "{tokens} norm / text norm"),
+    "centroid_distance": _single("centroid_distance", f"distance of the means {_UNIT}"),
+    "mean_cosine": _single("mean_cosine", "cosine of the means", log=False),
+    "participation_ratio": _of_both("participation_ratio", "participation ratio"),
+    "effective_rank": _of_both("effective_rank", "effective rank"),
+    "cka": _single("cka", "linear CKA of documents", log=False),
+    "mmd2": _single("mmd2", "squared MMD", log=False),
+}
+"""What `draw_layers` can draw beside distances and norms; fields are in `docs/diagnostics.md`."""
+
+
+def draw_layers(
+    results: Mapping[str, MIRResult],
+    path: Path,
+    *,
+    title: str = "",
+    tokens: str = "vision",
+    diagnostic: str | None = None,
+) -> None:
+    """Draw F_k and its two terms, the raw norms of both modalities and a diagnostic over the layers.
+
+    Args:
+        results: to draw over each other, by their labels.
+        path: of the image file, PNG or SVG by its ending.
+        title: above the panels.
+        tokens: what the tokens that are compared with text are called.
+        diagnostic: one of `DIAGNOSTICS`.
+
+    Raises:
+        MIRError: a result that lacks the diagnostic.
+    """
+    alone = len(results) == 1
+    distances = (
+        [_Panel(f"Fréchet distance {_UNIT}", (_DISTANCE, *_TERMS))]
+        if alone
+        else [
+            _Panel(f"Fréchet distance $F_k$ {_UNIT}", (_DISTANCE,)),
+            _Panel(f"terms of $F_k$ {_UNIT}", _TERMS),
+        ]
+    )
+    panels = [*distances, _NORMS, *([DIAGNOSTICS[diagnostic]] if diagnostic else [])]
+    layers = {label: result.to_dict()["layers"] for label, result in results.items()}
+    for panel, (label, of_model) in itertools.product(panels, layers.items()):
+        if any(layer[curve.key] is None for curve in panel.curves for layer in of_model):
+            raise MIRError(
+                f"{label}: the side file lacks {diagnostic} (an older one, or without mir_extras): "
+                f"measure again, or choose another --diagnostic of {', '.join(DIAGNOSTICS)}"
+            )
+    figure, all_axes = _figure(len(panels), columns=len(panels) if alone else 2)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for n, of_model in enumerate(layers.values()):
+            for curve, line in zip(panel.curves, _LINES, strict=False):
+                axes.plot(
+                    [layer["layer"] for layer in of_model],
+                    [layer[curve.key] for layer in of_model],
+                    line,
+                    color=curve.colour if alone else _COLOURS[n % len(_COLOURS)],
+                    marker=_MARKERS[(panel.curves.index(curve) if alone else n) % len(_MARKERS)],
+                    ms=4,
+                    lw=1.3,
+                )
+        if len(panel.curves) > 1:
+            _legend_of_curves(axes, panel, tokens, alone)
+        axes.set_ylabel(panel.label.format(tokens=tokens))
+        _scale(axes, panel)
+    if alone:
+        (result,) = results.values()
+        title = f"{title}\nMIR {_value(result)}"
+    else:
+        names = [f"{label}: MIR {_value(result)}" for label, result in results.items()]
+        _legend_of_models(figure, names)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_side_files(sources: Sequence[Path], path: Path, diagnostic: str) -> None:
+    """As `draw_layers`, of side files, each labelled by what tells it from the others.
+
+    Raises:
+        MIRError: a file is none, or lacks the diagnostic.
+    """
+    reports = [read_side_file(source) for source in sources]
+    names = [
+        (_short_name(report.model_name), report.task, str(source))
+        for report, source in zip(reports, sources, strict=True)
+    ]
+    shared = [len({name[part] for name in names}) == 1 for part in range(3)]
+    parts = next((n for n in range(1, 4) if len({name[:n] for name in names}) == len(names)), 3)
+    labels = [
+        _joined(part for part, same in zip(name[:parts], shared, strict=False) if not same) or name[0]
+        for name in names
+    ]
+    kinds = {TOKENS[report.modality] for report in reports}
+    draw_layers(
+        dict(zip(labels, reports, strict=True)),
+        path,
+        title=_joined(names[0][part] for part in (1, 0) if shared[part]),
+        tokens=kinds.pop() if len(kinds) == 1 else "media",
+        diagnostic=diagnostic,
+    )
+
+
+def title_of(report: SideFile) -> str:
+    """Task and model of a side file."""
+    return _joined((report.task, _short_name(report.model_name)))
+
+
+def _short_name(model: str) -> str:
+    """The last two parts of a model's path or id."""
+    return "/".join(model.rstrip("/").split("/")[-2:])
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return " · ".join(filter(None, parts))
+
+
+def write_rows(path: Path, rows: TokenRows, title: str, tokens: str) -> Path:
+    """Write rows of some tokens, whole or not at all, for `draw_tokens`.
+
+    Args:
+        path: of a compressed .npz with `vision_K` and `text_K` of each layer K.
+        rows: to write.
+        title: of pictures.
+        tokens: what the tokens that are compared with text are called.
+    """
+    arrays: dict[str, Any] = {
+        f"{modality}_{number}": of_modality
+        for number, of_layer in rows.items()
+        for modality, of_modality in zip(("vision", "text"), of_layer, strict=True)
+    }
+    with written_whole(path) as partial:
+        np.savez_compressed(partial, title=np.array(title), tokens=np.array(tokens), **arrays)
+    return path
+
+
+def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method: str = "pca") -> None:
+    """Draw vision and text tokens of some layers in two dimensions, as figure 2 of the paper does.
+
+    Outliers among them (the 3-sigma rule) are left out and counted.
+
+    Args:
+        source: what `write_rows` wrote.
+        path: of the image file, PNG or SVG by its ending.
+        layers: their numbers; the first, the middle and the last where none is given.
+        method: of `METHODS`: principal components of both modalities together, or t-SNE.
+
+    Raises:
+        MIRError: a file or a layer that is not there, or scikit-learn is missing.
+    """
+    title, tokens, rows = _read_rows(source, layers)
+    figure, all_axes = _figure(len(rows), columns=min(len(rows), 3), side=3.6)
+    for axes, (number, modalities) in zip(all_axes, rows.items(), strict=True):
+        kept = [_without_outliers(of_modality) for of_modality in modalities]
+        left_out = sum(map(len, modalities)) - sum(map(len, kept))
+        points, names = _project(np.concatenate(kept), method)
+        styles = ((f"{tokens} tokens", VISION, "o"), ("text tokens", TEXT, "^"))
+        for part, (label, colour, marker) in zip(np.split(points, [len(kept[0])]), styles, strict=True):
+            axes.scatter(*part.T, s=12, c=colour, marker=marker, alpha=0.55, lw=0, label=label)
+        axes.set_title(
+            f"layer {number}" + (f" (outliers left out: {left_out})" if left_out else ""), fontsize=9
+        )
+        axes.set_xlabel(names[0], fontsize=8)
+        axes.set_ylabel(names[1], fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, markerscale=2)
+    figure.suptitle(_joined((title, "t-SNE" if method == "tsne" else "PCA")), fontsize=11)
+    _save(figure, path)
+
+
+def _without_outliers(rows: Numbers) -> Numbers:
+    """TokenRows [n, d] whose norms are at most 3 standard deviations from their lower median."""
+    norms = np.linalg.norm(rows, axis=1)
+    middle = np.quantile(norms, 0.5, method="lower")
+    return rows[~(abs(norms - middle) > 3 * norms.std(ddof=1))]  # type: ignore[no-any-return]
+
+
+def _read_rows(source: Path, layers: Sequence[int]) -> tuple[str, str, TokenRows]:
+    try:
+        file = np.load(source)
+        numbers = sorted(int(name[5:]) for name in file.files if name.startswith("text_"))
+        title, tokens = str(file["title"]), str(file["tokens"])
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise MIRError(
+            f"{source} holds no tokens ({error}): set mir_sample_rows: 300 in the task and measure, "
+            "which writes such a file beside the side file"
+        ) from None
+    with file:
+        chosen = layers or sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+        missing = [str(number) for number in chosen if number not in numbers]
+        if missing:
+            raise MIRError(
+                f"{source} has no layer {', '.join(missing)}: it holds {', '.join(map(str, numbers))}"
+            )
+        rows = {number: (file[f"vision_{number}"], file[f"text_{number}"]) for number in chosen}
+    return title, tokens, rows
+
+
+def _project(rows: Numbers, method: str) -> tuple[Numbers, tuple[str, str]]:
+    """TokenRows [n, d] in two dimensions [n, 2], and the names of these."""
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise MIRError("--tokens takes scikit-learn: pip install 'mir-task[plot]'") from None
+    if method == "tsne":
+        perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
+        return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(rows), ("", "")
+    pca = PCA(2, random_state=0)
+    points = pca.fit_transform(rows)
+    first, second = pca.explained_variance_ratio_
+    return points, (f"first component ({first:.0%} of variance)", f"second ({second:.0%})")
+
+
+def _value(result: MIRResult) -> str:
+    error = "" if result.mir_stderr is None else f" ± {result.mir_stderr:.3f}"
+    return f"{result.mir:.3f}{error}"
+
+
+def _figure(panels: int, *, columns: int, side: float = 4.4) -> tuple[Any, list[Any]]:
+    """A figure and the axes of its panels."""
+    from matplotlib.figure import Figure
+
+    rows = -(-panels // columns)
+    size = (max(side * columns, 6), side * 0.86 * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, list(axes[:panels])
+
+
+def _legend_of_curves(axes: Any, panel: _Panel, tokens: str, alone: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            ls=line,
+            color=curve.colour if alone else "0.3",
+            marker=_MARKERS[n] if alone else None,
+            ms=4,
+            label=curve.label.format(tokens=tokens),
+        )
+        for n, (curve, line) in enumerate(zip(panel.curves, _LINES, strict=False))
+    ]
+    axes.legend(handles=handles, fontsize=8, handlelength=3)
+
+
+def _legend_of_models(figure: Any, names: Iterable[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_COLOURS[n % len(_COLOURS)], marker=_MARKERS[n % len(_MARKERS)], label=name)
+        for n, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=1)
+
+
+def _scale(axes: Any, panel: _Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if panel.log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if 5 < high / low < 1000:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high / low <= 5 else NullFormatter())
+        axes.tick_params(axis="y", which="minor", labelsize=7)
+    elif panel is DIAGNOSTICS["share"]:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("decoder layer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3, which="both", lw=0.4)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with written_whole(path) as partial:
+        figure.savefig(partial)

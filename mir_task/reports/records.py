@@ -1,0 +1,244 @@
+"""What runs have left on disk, and which of their values compare with which."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mir_task.errors import MIRError
+from mir_task.reports.side_file import parsed, read_side_file
+from mir_task.result import MIRResult
+
+_WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
+_OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
+
+
+class Model(NamedTuple):
+    """A model as the harness was told to load it."""
+
+    adapter: str
+    """What `--model` named."""
+    name: str
+    """The checkpoint's path or id; the folder of the files where the model was handed over loaded."""
+    arguments: frozenset[str]
+    """Of `--model_args`, all that can change a value: not the devices it ran on."""
+
+    @classmethod
+    def of(
+        cls, path: Path, adapter: str, name: str, arguments: str | Mapping[str, Any] | None
+    ) -> "Model":
+        """From what the harness and the side file at `path` note."""
+        if isinstance(arguments, Mapping):
+            parts = [f"{key}={value}" for key, value in arguments.items()]
+        else:
+            parts = [part.strip() for part in (arguments or "").split(",")]
+        kept = {part.rstrip("/") for part in parts if part and part.split("=")[0] not in _WHERE_IT_RUNS}
+        return cls(adapter, name.rstrip("/") or str(path.parent), frozenset(kept))
+
+
+class Ground(NamedTuple):
+    """What two measurements must have in common for their values to compare."""
+
+    task: str
+    modality: str
+    documents: tuple[str, ...]
+    """Their ids, sorted."""
+    text: str
+    """Which part of each document's text was counted."""
+    placement: str
+    outliers: str
+    layers: int
+    """K, decoder layers."""
+    hidden_size: int | None
+    """d, dimensions; the first version did not note them."""
+
+    def plain(self) -> dict[str, Any]:
+        """Each part as a string or a number; of the documents their number and a digest."""
+        digest = hashlib.sha256("\n".join(self.documents).encode()).hexdigest()[:8]
+        return self._asdict() | {"documents": len(self.documents), "document_set": digest}
+
+    def facts(self) -> dict[str, str]:
+        """Each part in a few words, as a reader meets it."""
+        plain = self.plain()
+        return {
+            "task": f"task {self.task}",
+            "modality": f"modality {self.modality}",
+            "documents": "{documents} documents (set {document_set})".format(**plain),
+            "text": self.text,
+            "placement": f"placement {self.placement}",
+            "outliers": _OUTLIERS.get(self.outliers, f"outlier rule {self.outliers}"),
+            "layers": f"{self.layers} layers",
+            "hidden_size": f"{self.hidden_size or 'unknown'} dimensions",
+        }
+
+
+def differences(one: Ground, other: Ground) -> list[str]:
+    """Why values of `one` do not compare with those of `other`, in words; empty where they do."""
+    own, others = one.facts(), other.facts()
+    return [
+        f"{own[field]}, not {others[field]}"
+        for field in Ground._fields
+        if getattr(one, field) != getattr(other, field)
+    ]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One MIR value of one model."""
+
+    path: Path
+    date: str
+    """As the file's name has it; it orders runs."""
+    model: Model
+    task: str
+    mir: float
+    mir_stderr: float | None
+    mir_published_fast: float | None
+    ground: Ground | None = None
+    """None where only the harness's results are left, which do not say it."""
+    result: MIRResult | None = None
+    rows: Mapping[str, int] | None = None
+    """Position of each document in the draw, from which its group follows."""
+    details: Mapping[str, Any] | None = None
+    """What else a reader may ask for."""
+
+
+class Scores(NamedTuple):
+    """Benchmark scores of one run."""
+
+    path: Path
+    date: str
+    model: Model
+    values: Mapping[str, float]
+    """By task, metric and filter."""
+    higher_is_better: Mapping[str, bool | None]
+
+
+class Runs(NamedTuple):
+    """All that was found."""
+
+    records: list[Record]
+    scores: list[Scores]
+    faults: list[str]
+    """Which files were left out, and what is wrong with each."""
+
+
+def read_runs(folders: Iterable[Path]) -> Runs:
+    """Side files and the harness's results in some folders and below, oldest first.
+
+    Hidden folders are left out: `mir-task zoo` keeps there what is not whole.
+    """
+    records: list[Record] = []
+    scores: list[Scores] = []
+    faults: list[str] = []
+    paths = {
+        path.resolve(): path
+        for folder in folders
+        for path in folder.rglob("*.json")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    for path in sorted(paths.values(), key=lambda path: (path.name, path)):
+        try:
+            if "_mir_" in path.name:
+                records.append(read_record(path))
+            elif path.name.endswith("_results.json"):
+                found, of_run = _read_results(path)
+                records += found
+                scores.append(of_run)
+        except MIRError as error:
+            faults.append(str(error))
+    whole = {(r.model, r.task, r.date) for r in records if r.ground is not None}
+    records = [r for r in records if r.ground or (r.model, r.task, r.date) not in whole]
+    return Runs(records, scores, faults)
+
+
+def read_record(path: Path) -> Record:
+    """One side file.
+
+    Raises:
+        MIRError: as `read_side_file`.
+    """
+    report = read_side_file(path)
+    rows = {document.id: document.row for document in report.documents}
+    limit, counted = (report.settings.get(key) for key in ("mir_text_limit", "mir_text_rows"))
+    fast = report.mir_published_fast
+    return Record(
+        path=path,
+        date=path.name.split("_mir_")[0],
+        model=Model.of(path, report.model, report.model_name, report.model_args),
+        task=report.task,
+        mir=report.mir,
+        mir_stderr=report.mir_stderr,
+        mir_published_fast=None if math.isnan(fast) else fast,
+        ground=Ground(
+            task=report.task,
+            modality=report.modality,
+            documents=tuple(sorted(rows)),
+            text=(f"first {limit} words" if limit else "whole texts")
+            + (f", first {counted} tokens" if counted else ""),
+            placement=report.placement,
+            outliers=report.outliers,
+            layers=len(report.layers),
+            hidden_size=report.hidden_size,
+        ),
+        result=report,
+        rows=rows,
+        details={
+            "adapter": report.adapter,
+            "arguments": str(report.model_args),
+            "model class": report.model_class,
+            "dtype": report.hidden_dtype,
+            "vision tokens": report.layers[0].vision_tokens,
+            "text tokens": report.layers[0].text_tokens,
+            "versions": ", ".join(f"{name} {of}" for name, of in report.versions.items()),
+            "warnings": report.warnings,
+        },
+    )
+
+
+class _RunConfig(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    model_args: str | dict[str, Any] | None
+
+
+class _Results(BaseModel):
+    """What the harness writes of a run, as far as it is read."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    config: _RunConfig
+    model_name: str | None = None
+    results: dict[str, dict[str, Any]]
+    higher_is_better: dict[str, dict[str, bool | None] | None] = Field(default_factory=dict)
+
+
+def _read_results(path: Path) -> tuple[list[Record], Scores]:
+    """MIR, as far as the harness notes it, and benchmark scores of one run."""
+    content = parsed(_Results, path, "results file of the harness")
+    date = path.name.removesuffix("_results.json")
+    model = Model.of(path, content.config.model, content.model_name or "", content.config.model_args)
+    records, values, better = [], {}, {}
+    for task, metrics in content.results.items():
+        numbers = {key: value for key, value in metrics.items() if _is_number(value)}
+        if any(key.startswith("mir,") for key in metrics):
+            if "mir,none" in numbers:
+                of_mir = (numbers.get(f"{key},none") for key in ("mir_stderr", "mir_published_fast"))
+                records.append(Record(path, date, model, task, numbers["mir,none"], *of_mir))
+            continue
+        upwards = content.higher_is_better.get(task) or {}
+        for key, value in numbers.items():
+            metric, _, filtered = key.partition(",")
+            if filtered and "_stderr" not in metric:
+                name = f"{task} {metric}" + (f" ({filtered})" if filtered != "none" else "")
+                values[name], better[name] = float(value), upwards.get(metric)
+    return records, Scores(path, date, model, values, better)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,83 @@
+"""The YAML files of MIR tasks: where they stand, what they build on, and their keys."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mir_task.errors import MIRError
+from mir_task.settings import PREFIX
+
+_INSTALLED = Path(__file__).parent / "task_configs"
+TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
+"""Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+registered: dict[str, Path] = {}
+"""YAML file of each MIR task in the harness's latest index, by the task's name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `!function` tags of the harness are left as their text."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def packaged_tasks() -> dict[str, Path]:
+    """YAML file of each MIR task of this package, by the task's name."""
+    return tasks_in(TASK_CONFIGS)
+
+
+def tasks_in(folder: Path) -> dict[str, Path]:
+    """YAML file of each MIR task in a folder and below, by the task's name."""
+    configs = {path: _read(path) for path in sorted(folder.rglob("*.yaml"))}
+    return {config["task"]: path for path, config in configs.items() if mir_keys(config)}
+
+
+def groups_in(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the tasks, or of groups, in each group of a folder's YAML files."""
+    configs = [_read(path) for path in sorted(folder.rglob("*.yaml"))]
+    return {config["group"]: tuple(config["task"]) for config in configs if "group" in config}
+
+
+def with_base(
+    config: Mapping[str, Any], paths: Mapping[str, Path], within: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A task's configuration on top of the MIR task that its `mir_base` names.
+
+    Args:
+        config: of the task.
+        paths: YAML files of tasks by name. A base of the task's own name is the packaged task.
+        within: bases on the way to this one.
+
+    Raises:
+        MIRError: `mir_base` names no task, or bases name each other.
+    """
+    own = dict(config)
+    base = own.pop("mir_base", None)
+    if base is None:
+        return own
+    if base in within:
+        raise MIRError(f"mir_base goes round in a circle: {' -> '.join([*within, base])}")
+    if base == own.get("task"):
+        paths = {**paths, **packaged_tasks()}
+    if base not in paths:
+        raise MIRError(
+            f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(paths)}"
+        )
+    return {**with_base(_read(paths[base]), paths, (*within, base)), **own}
+
+
+def read_task(path: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """A task's configuration from its YAML file, with its base's."""
+    return with_base(_read(path), paths)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    config = yaml.load(path.read_text("utf-8"), _Loader)
+    return config if isinstance(config, dict) else {}
+
+
+def mir_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `mir_*` keys of a configuration."""
+    return {key: value for key, value in config.items() if key.startswith(PREFIX)}

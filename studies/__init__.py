@@ -1,0 +1,1 @@
+"""Studies of what MIR tells, each with its results beside its code."""

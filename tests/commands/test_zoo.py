@@ -1,0 +1,230 @@
+"""`mir-task zoo`: a batch of models through the real command."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mir_task import MIRError
+from mir_task.commands.cli import main
+from mir_task.commands.zoo_list import Options, read
+from mir_task.commands.zoo_runs import Zoo
+from mir_task.demo.checkpoint import make_llava
+from tests.support.command import BIN
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    for seed in range(2):
+        make_llava(root / f"good-{seed}", hidden_size=32, layers=2, image_size=56, seed=seed)
+    return root
+
+
+def entry(checkpoint: Path) -> dict:
+    arguments = f"pretrained={checkpoint},device=cpu,device_map=cpu"
+    return {"model": "llava_hf", "model_args": arguments, "tasks": "mir_demo", "limit": 4}
+
+
+def listed(folder: Path, *checkpoints: Path) -> Path:
+    path = folder / "models.yaml"
+    path.write_text(yaml.safe_dump([entry(checkpoint) for checkpoint in checkpoints]))
+    return path
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [str(BIN / "mir-task"), "zoo", *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def zoo(*arguments: str | Path, cwd: Path) -> tuple[int, str]:
+    process = start(*arguments, cwd=cwd)
+    printed, _ = process.communicate(timeout=400)
+    return process.returncode, printed
+
+
+def values(output: Path) -> dict[str, float]:
+    """MIR by the name of the checkpoint."""
+    found = {}
+    for path in output.rglob("*_mir_mir_demo.json"):
+        report = json.loads(path.read_text())
+        found[Path(report["model_name"]).name] = report["mir"]
+    return found
+
+
+@pytest.mark.slow
+def test_failures_are_named_and_only_what_is_missing_runs_again(checkpoints, tmp_path) -> None:
+    broken, hanging = tmp_path / "broken", tmp_path / "hanging"
+    shutil.copytree(checkpoints / "good-0", broken)
+    (broken / "config.json").write_text("{")
+    hanging.touch()
+    models, output = tmp_path / "models.yaml", tmp_path / "out"
+    entries = [
+        entry(checkpoints / "good-0"),
+        entry(broken),
+        entry(hanging),
+        entry(checkpoints / "good-1"),
+    ]
+    entries[2] |= {"model": "standin_hangs", "model_args": f"pretrained={hanging}"}
+    models.write_text(yaml.safe_dump(entries))
+    root = Path(__file__).parents[2]
+    path = f"PYTHONPATH={root}:{root / 'tests' / 'standins' / 'installed'}"
+    command = (models, "--output_path", output, "--env", path)
+
+    code, printed = zoo(*command, "--time-limit", "1m", cwd=tmp_path)
+    assert code == 1, printed
+    assert printed.count(": done in") == 2
+    assert set(values(output)) == {"good-0", "good-1"}
+    lines = printed.splitlines()
+    failures = lines[lines.index("2 done, 2 failed") + 1 :]
+    assert re.search(r"broken-\w+: it wrote no results \(OSError: .*not a valid JSON", failures[0])
+    assert re.search(r"hanging-\w+: it took longer than its time limit of 60 s", failures[1])
+
+    shutil.copy(checkpoints / "good-0" / "config.json", broken)
+    hanging.unlink()
+    code, printed = zoo(*command, cwd=tmp_path)
+    assert code == 1
+    assert "2 finished before, 2 failed before" in printed
+    code, printed = zoo(*command, "--retry-failed", cwd=tmp_path)
+    assert code == 0, printed
+    assert "2 finished before, 2 done" in printed.splitlines()
+    assert "## Group 1: task mir_demo, " in printed
+    assert len(values(output)) == 4
+    assert all(path.is_dir() for path in output.iterdir())
+
+
+@pytest.mark.slow
+def test_a_batch_killed_at_any_time_goes_on_to_the_same_values(checkpoints, tmp_path) -> None:
+    models = listed(tmp_path, checkpoints / "good-0", checkpoints / "good-1")
+    assert zoo(models, "--output_path", tmp_path / "whole", cwd=tmp_path)[0] == 0
+    generator = random.Random(0)
+    for _ in range(3):
+        process = start(models, "--output_path", tmp_path / "killed", cwd=tmp_path)
+        time.sleep(generator.uniform(1, 30))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    code, printed = zoo(models, "--output_path", tmp_path / "killed", cwd=tmp_path)
+    assert code == 0, printed
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_nothing_is_lost(checkpoints, tmp_path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        models = listed(tmp_path, checkpoints / "good-0")
+        code, printed = zoo(models, "--output_path", small / "out", cwd=tmp_path)
+        assert code == 1
+        assert f"the disk of {small / 'out'} is full; " in printed
+        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+        code, printed = zoo(models, "--output_path", small / "out", "--retry-failed", cwd=tmp_path)
+        assert code == 0, printed
+        assert len(values(small / "out")) == 1
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    return listed(tmp_path, tmp_path / "one", tmp_path / "two")
+
+
+def test_dry_run_and_commands_for_a_scheduler(models, tmp_path, monkeypatch) -> None:
+    names = [run.name for run in read(models)]
+    out = ["--output_path", str(tmp_path / "out")]
+    printed = CliRunner().invoke(main, ["zoo", str(models), *out, "--dry-run"])
+    assert printed.output.splitlines() == [f"{name}: would run" for name in names]
+    command = ["mir-task", "zoo", str(models), *out, "--print-commands", "--time-limit", "2h"]
+    monkeypatch.setattr("sys.argv", command)
+    printed = CliRunner().invoke(main, command[1:])
+    start = f"mir-task zoo {models} --only "
+    assert printed.output.splitlines() == [
+        f"{start}{name} --output_path {tmp_path / 'out'} --time-limit 2h" for name in names
+    ]
+
+
+def test_a_run_is_another_with_other_arguments_or_tasks(models) -> None:
+    first, second = read(models)
+    assert first.name != second.name
+    assert [run.name for run in read(models)] == [first.name, second.name]
+    assert read(models, ["mir_coco"])[0].name != first.name
+    changed = [{**entry, "limit": 5} for entry in yaml.safe_load(models.read_text())]
+    models.write_text(yaml.safe_dump(changed))
+    assert read(models)[0].name != first.name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- model: llava_hf\n  tasks: [mir_demo", "cannot be read"),
+        ("- tasks: mir_demo\n", "entry 1 is no mapping with a `model`"),
+        ("- model: llava_hf\n", "entry 1 has no `tasks`"),
+        ("- {model: a, tasks: b}\n- {model: a, tasks: b}\n", "entry 2 is the same as one before it"),
+    ],
+)
+def test_a_bad_list_is_one_message(tmp_path, content, message) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(content)
+    with pytest.raises(MIRError, match=message):
+        read(path)
+
+
+def test_results_that_another_program_has_half_written_are_named(models, tmp_path) -> None:
+    output = tmp_path / "out"
+    run, _ = read(models)
+    house = Zoo([run], output, Options())
+    assert house.before(run) is None
+    folder = output / run.name / "model"
+    folder.mkdir(parents=True)
+    path = folder / "20260101_000000_results.json"
+    path.write_text('{"results": {"mir_demo": {"mir,none": 0.5')
+    known = house.before(run)
+    assert known.state == "failed before"
+    assert "its results 20260101_000000_results.json cannot be read" in known.detail
+    path.write_text('{"results": {"mir_other": {"mir,none": 0.5}}}')
+    assert house.before(run).detail == "its results have no mir_demo"
+    path.write_text('{"results": {"mir_demo": {"mir,none": 0.5}}}')
+    assert house.before(run).detail == "mir_demo 0.5000"
+
+
+def test_an_output_folder_that_is_a_file_is_one_message(models, tmp_path) -> None:
+    (tmp_path / "out").write_text("")
+    printed = CliRunner().invoke(main, ["zoo", str(models), "--output_path", str(tmp_path / "out")])
+    assert printed.exit_code == 1
+    assert "out cannot be written to" in printed.output
+
+
+@pytest.mark.parametrize("gpus", [(), ("0", "3")])
+def test_runs_side_by_side_know_that_they_share_the_host(tmp_path, monkeypatch, gpus) -> None:
+    environments = []
+
+    def not_started(*arguments, env, **options):
+        environments.append({name: env.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MIR_TASK_RUNS")})
+        raise OSError("no more")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", not_started)
+    runs = read(listed(tmp_path, Path("one"), Path("two")))
+    outcomes = list(Zoo(runs, tmp_path / "out", Options(gpus=gpus)).run(retry_failed=False))
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+    assert environments == [
+        {"CUDA_VISIBLE_DEVICES": gpu, "MIR_TASK_RUNS": "2" if gpu else None}
+        for gpu in gpus or [None, None]
+    ]

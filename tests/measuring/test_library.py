@@ -1,0 +1,209 @@
+"""`mir_task.measure` against the harness, and what it leaves of a model."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import mir_task
+from mir_task.errors import MIRError
+from tests import adapters
+from tests.support import evaluate
+
+CHAT = [
+    row
+    for row in adapters.rows()
+    if row.kind == "chat"
+    and row.status == "measured"
+    and row.modality == "image"
+    and not row.adapter.startswith("qwen3")  # its adapters put a system prompt of their own before all
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return tmp_path_factory.mktemp("zoo")
+
+
+def load(row: adapters.Row, checkpoint):
+    from transformers import AutoProcessor
+
+    model = row.found_class.from_pretrained(checkpoint, dtype=row.dtype)
+    return model, AutoProcessor.from_pretrained(checkpoint)
+
+
+def sized(row: adapters.Row, processor, pairs):
+    """Pairs with images as the harness hands them to the processor: Qwen's adapter sizes them before."""
+    if row.adapter != "qwen2_5_vl":
+        return pairs
+    from qwen_vl_utils import fetch_image
+
+    patch = processor.image_processor.patch_size
+    return [(fetch_image({"image": image}, image_patch_size=patch), text) for image, text in pairs]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in CHAT])
+def test_the_value_of_the_harness(row: adapters.Row, checkpoints, tmp_path) -> None:
+    checkpoint = adapters.make(row, checkpoints)
+    task = evaluate.task(**row.task(checkpoint.parent))
+    evaluate.evaluate(adapters.load_row(row, checkpoint), task, output=tmp_path)
+    report = evaluate.report(tmp_path)
+    model, processor = load(row, checkpoint)
+    pairs = sized(row, processor, evaluate.pairs_of(task))
+    result = mir_task.measure(model, processor, pairs, groups=3, bars=False)
+    assert result.mir == pytest.approx(report["mir"], abs=1e-5)
+    assert result.mir_stderr == pytest.approx(report["mir_stderr"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def llava_model(llava):
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration.from_pretrained(llava), AutoProcessor.from_pretrained(llava)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return evaluate.pairs_of(evaluate.task(mir_documents=4))
+
+
+def independent(model, calls) -> float:
+    """MIR of a model's calls, each with one image, by `output_hidden_states`."""
+    vision, text = [], []
+    for call in calls:
+        with torch.no_grad():
+            states = model(**call, output_hidden_states=True).hidden_states[1:]
+        is_vision = call["input_ids"][0] == model.config.image_token_id
+        after = torch.arange(len(is_vision)) > is_vision.nonzero().max()
+        vision.append([state[0][is_vision] for state in states])
+        text.append([state[0][after] for state in states])
+    pooled = [[torch.cat(layer) for layer in zip(*of, strict=True)] for of in (vision, text)]
+    return mir_task.modality_integration_rate(*pooled).mir
+
+
+def test_a_prompt_of_ones_own(llava_model, pairs) -> None:
+    model, processor = llava_model
+
+    def encode(image, text):
+        return processor(images=image, text=f"<image>\n{text}</s>", return_tensors="pt")
+
+    result = mir_task.measure(model, processor.tokenizer, pairs, encode=encode, groups=0, bars=False)
+    wanted = independent(model.eval(), [encode(*pair) for pair in pairs])
+    assert result.mir == pytest.approx(wanted, abs=1e-6)
+    assert result.mir != pytest.approx(mir_task.measure(*llava_model, pairs, bars=False).mir, abs=1e-3)
+
+
+def test_pairs_may_be_a_generator_or_read_one_by_one(llava_model, pairs) -> None:
+    class Rows:
+        def __len__(self):
+            return len(pairs)
+
+        def __getitem__(self, number):
+            return pairs[number]
+
+    values = [mir_task.measure(*llava_model, p, bars=False).mir for p in (pairs, iter(pairs), Rows())]
+    assert values[0] == values[1] == values[2]
+
+
+def test_a_wrapped_model(llava_model, pairs) -> None:
+    model, processor = llava_model
+    wrapped = torch.nn.DataParallel(model)
+    wanted = mir_task.measure(model, processor, pairs, bars=False).mir
+    assert mir_task.measure(wrapped, processor, pairs, bars=False).mir == wanted
+    assert mir_task.measure(torch.compile(model), processor, pairs, bars=False).mir == wanted
+
+
+def public(module) -> dict[str, object]:
+    return {key: value for key, value in vars(module).items() if not key.startswith("_")}
+
+
+def hooks_of(module) -> list[object]:
+    """All but those that the first forward of a model in transformers leaves."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return [hook for hook in hooks if not hook.__qualname__.startswith("install_output")]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_model_and_the_generators_are_left_as_they_were(name, checkpoints, pairs) -> None:
+    row = next(row for row in CHAT if row.make.__name__ == name)
+    model, processor = load(row, adapters.make(row, checkpoints))
+    model.train()
+    frozen = next(module for key, module in model.named_modules() if key.endswith("layers.0"))
+    frozen.eval()
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = True
+    modes = {key: module.training for key, module in model.named_modules()}
+    noted = {key: public(module) for key, module in model.named_modules()}
+    hooks = {key: hooks_of(module) for key, module in model.named_modules()}
+    weights = copy.deepcopy(model.state_dict())
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    mir_task.measure(model, processor, pairs, bars=False)
+    assert {key: module.training for key, module in model.named_modules()} == modes
+    for key, module in model.named_modules():
+        assert public(module).keys() == noted[key].keys()
+        assert all(public(module)[k] is v for k, v in noted[key].items())
+        assert hooks_of(module) == hooks[key]
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+    assert model.is_gradient_checkpointing
+    assert model.config.use_cache
+    assert torch.is_grad_enabled()
+
+
+def test_a_failing_measurement_leaves_the_model_too(llava_model, pairs) -> None:
+    model, processor = llava_model
+    model.train()
+    with pytest.raises(MIRError, match="document '2': the text is empty"):
+        mir_task.measure(model, processor, [*pairs[:2], (pairs[2][0], " ")], bars=False)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    broken = [*pairs[:3], (pairs[3][0], " ")]
+    kept = mir_task.measure(model, processor, broken, on_error="skip", groups=0, bars=False)
+    assert kept.mir == mir_task.measure(model, processor, pairs[:3], groups=0, bars=False).mir
+
+
+def test_what_is_refused(llava_model, pairs) -> None:
+    model, processor = llava_model
+    bare = copy.copy(processor)
+    bare.chat_template = None
+    rows = [{"image": image, "text": text} for image, text in pairs]
+    for arguments, settings, message in (
+        ((model, bare, pairs), {}, "has no chat template: .* or pass encode"),
+        ((model, object(), pairs), {}, "object has no tokenizer"),
+        ((model, processor, rows), {}, r"pairs\[0\] is dict, not \(medium, text\)"),
+        ((model, processor, []), {}, "no document could be measured"),
+        ((model, processor, pairs), {"outlier": "drop"}, "mir: outlier: Extra inputs .* outliers"),
+        ((torch.nn.Linear(2, 2), processor, pairs), {}, "looked for one module with an input embedding"),
+    ):
+        with pytest.raises(MIRError, match=message):
+            mir_task.measure(*arguments, bars=False, **settings)
+
+
+def test_the_original_llava_by_its_own_functions(checkpoints, tmp_path) -> None:
+    pytest.importorskip("llava", reason="llava-torch runs beside transformers 4 only")
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.conversation import conv_templates
+    from llava.mm_utils import process_images, tokenizer_image_token
+
+    row = next(row for row in adapters.rows() if row.adapter == "llava")
+    lm = adapters.load_row(row, adapters.make(row, checkpoints))
+    model, tokenizer, image_processor = lm.model, lm.tokenizer, lm._image_processor
+    task = evaluate.task()
+    evaluate.evaluate(lm, task, output=tmp_path)
+
+    def encode(image, text):
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message(conversation.roles[0], "<image>\n")
+        conversation.append_message(conversation.roles[1], text)
+        prompt = conversation.get_prompt()
+        ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
+        images = process_images([image], image_processor, model.config)
+        return {"input_ids": ids[None], "images": images, "image_sizes": [image.size]}
+
+    pairs = evaluate.pairs_of(task)
+    result = mir_task.measure(model, tokenizer, pairs, encode=encode, groups=3, bars=False)
+    assert result.mir == pytest.approx(evaluate.report(tmp_path)["mir"], abs=1e-5)

@@ -1,0 +1,104 @@
+"""Statistics of several processes, exchanged by torch.distributed, without a model."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mir_task import MIRError, MIRMeter, MIRResult
+from mir_task.measuring import processes as connected
+from mir_task.measuring.processes import CONNECTED
+from mir_task.metric.definition import result_of_layers
+from mir_task.statistics.finish import distances, groups_to_leave_out, learn
+from mir_task.statistics.sums import Sums
+from tests.statistics.test_meter import stream
+
+Documents = list[tuple[int, tuple[str, list[torch.Tensor], list[torch.Tensor]]]]
+
+
+def documents(kind: str, dtype: torch.dtype) -> Documents:
+    """Of three layers, which differ."""
+    docs = stream(kind, 0, 120, dtype)
+    return [
+        (n, (i, [v[0], v[0] * 2, v[0] + 1], [t[0], t[0] / 2, t[0].abs()]))
+        for n, (i, v, t) in enumerate(docs)
+    ]
+
+
+def fill(meter: MIRMeter, docs: Documents) -> MIRMeter:
+    for position, (document_id, vision, text) in docs:
+        meter.update(document_id, vision, text, group=position)
+    for number in (1, 2, 3):
+        meter.layer(number)
+    return meter
+
+
+def together(docs: Documents, *, kept: bool, outliers: str) -> MIRResult:
+    """The result of all processes' documents, on each of them."""
+    settings = {"groups": 5, "outliers": outliers, "numbers": (1, 2, 3), "extras": ("cka", "mmd")}
+    first = fill(MIRMeter(memory=None if kept else 0.0, **settings), docs)
+    of_first = first.tokens
+    groups = list(first.documents.values())
+    known = learn(of_first.layers, groups, of_first.choices, first.options, CONNECTED)
+    second = first if kept else fill(MIRMeter(known=known, **settings), docs)
+    left_out = groups_to_leave_out(known.values(), 5)
+    layers = {number: second.layer(number) for number in (1, 2, 3)}
+    measured = distances(layers, known, groups, left_out, first.options, CONNECTED)
+    assert not layers
+    return result_of_layers(measured.values(), outliers)
+
+
+def process(rank: int, size: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group(rank=rank, world_size=size)  # of the default backend, as the harness has it
+    results = {}
+    for kind, dtype in (("sparse_outliers", torch.bfloat16), ("drift", torch.float32)):
+        # Of the last process of three there are no documents.
+        own = documents(kind, dtype)[rank :: min(size, 2)] if rank < 2 else []
+        for kept in (True, False):
+            for outliers in ("replace", "drop"):
+                results[kind, kept, outliers] = together(own, kept=kept, outliers=outliers)
+    message = ""
+    of_rows = Sums.of_rows
+    if rank == size - 1:
+        Sums.of_rows = classmethod(lambda *arguments: torch.empty(-1))
+    try:
+        together(documents("plain", torch.float32)[rank::size], kept=True, outliers="drop")
+    except (MIRError, RuntimeError) as error:
+        message = f"{type(error).__name__}: {error}"
+    Sums.of_rows = of_rows
+    torch.save((results, message), folder / f"{rank}.pt")
+    connected.end_gloo()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_several_processes_find_what_one_finds_and_fail_together(tmp_path: Path, size: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(process, (size, port, tmp_path), nprocs=size)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    for kind, dtype in (("sparse_outliers", torch.bfloat16), ("drift", torch.float32)):
+        docs = documents(kind, dtype)
+        for kept in (True, False):
+            for outliers in ("replace", "drop"):
+                alone = together(docs, kept=kept, outliers=outliers)
+                for found, _ in results:
+                    result = found[kind, kept, outliers]
+                    assert result.mir == pytest.approx(alone.mir, abs=1e-9)
+                    assert result.mir_stderr == pytest.approx(alone.mir_stderr, rel=1e-6)
+                    for layer, wanted in zip(result.layers, alone.layers, strict=True):
+                        assert layer.vision_outliers == wanted.vision_outliers
+                        assert layer.text_outliers == wanted.text_outliers
+                        assert layer.cka == pytest.approx(wanted.cka, rel=1e-5)
+                        assert layer.mmd2 == pytest.approx(wanted.mmd2, rel=1e-9)
+    *others, (_, own) = results
+    assert own.startswith("RuntimeError: Trying to create tensor with negative dimension")
+    for _, message in others:
+        assert message.startswith(f"MIRError: process {size - 1} failed: RuntimeError: Trying to create")
