@@ -189,7 +189,7 @@ class Failing(list):
 
 def test_a_later_failure_does_not_end_training(model, llava, pairs, tmp_path) -> None:
     trainer, held_out = trainer_of(model, llava, pairs, tmp_path)
-    trainer.add_callback(MIRCallback(trainer, Failing(held_out, 2 * len(held_out)), every=4))
+    trainer.add_callback(MIRCallback(trainer, Failing(held_out, 2 * len(held_out) + 1), every=4))
     messages: list[str] = []
     sink = logger.add(messages.append, level="ERROR")
     trainer.train()

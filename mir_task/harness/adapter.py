@@ -17,6 +17,7 @@ from mir_task import moca
 from mir_task.capture.decoder import find_decoder
 from mir_task.documents.document import Document, messages
 from mir_task.errors import MIRError
+from mir_task.measuring.calls import media_marks
 from mir_task.measuring.reader import Reader
 from mir_task.settings import MeasureSettings
 
@@ -91,14 +92,17 @@ def _parts(lm: lmms) -> Iterator[Any]:
                 yield from getattr(worker, "__dict__", {}).values()
 
 
+def _processors(lm: lmms) -> list[Any]:
+    return [getattr(lm, name, None) for name in ("processor", "_processor", "_image_processor")]
+
+
 def find_tokenizer(lm: lmms) -> Any:
     """The adapter's tokenizer, or that of its processor or model, under whatever name it keeps it.
 
     Raises:
         MIRError: it has none.
     """
-    processors = (getattr(lm, name, None) for name in ("processor", "_processor", "_image_processor"))
-    for holder in (lm, *processors, *_parts(lm)):
+    for holder in (lm, *_processors(lm), *_parts(lm)):
         named = [name for name in getattr(holder, "__dict__", {}) if name.endswith("tokenizer")]
         for name in ("tokenizer", "_tokenizer", *named):
             tokenizer = getattr(holder, name, None)
@@ -136,6 +140,7 @@ class Adapter(Reader):
             find_tokenizer(lm),
             settings,
             placements,
+            [mark for processor in _processors(lm) for mark in media_marks(processor)],
         )
 
     @property

@@ -8,13 +8,13 @@ import jinja2
 from lmms_eval.api.model import lmms
 
 from mir_task.capture.hooks import Prefill
-from mir_task.capture.texts import decode_text
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
 from mir_task.measuring import plan
+from mir_task.measuring.prompts import decode_text
 from mir_task.measuring.reader import Seen
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
@@ -152,8 +152,10 @@ def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: li
 
 def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
     traps = list(seen.traps)
-    if seen.characters_cut:
-        traps.append(f"the last {seen.characters_cut} characters of the text did not arrive")
+    if seen.arrival.cut:
+        traps.append(f"the last {seen.arrival.cut} characters of the text did not arrive")
+    if seen.arrival.changes:
+        traps.append(f"the text was changed on its way: {seen.arrival.changes}")
     return Checked(
         id=document.id,
         rule=_RULES[seen.prefill.vision_rule],

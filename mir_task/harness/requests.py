@@ -128,6 +128,7 @@ def _conclude(lm: lmms, task: MIRTask, measured: Measurement) -> None:
         "settings": task.settings.keys(),
         "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
         "skipped": log.skipped,
+        "traps": dict(log.traps),
         "warnings": [*warnings, *measured.notes],
         "plan": measured.plan,
         "versions": versions(),

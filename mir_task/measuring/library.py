@@ -16,6 +16,7 @@ from torch import nn
 
 from mir_task.documents.document import Document, messages
 from mir_task.errors import MIRError
+from mir_task.measuring.calls import media_marks
 from mir_task.measuring.passes import measure_together
 from mir_task.measuring.processes import on_every_rank, rank, world_size
 from mir_task.measuring.reader import Reader
@@ -99,6 +100,7 @@ class _Processor(Reader):
             tokenizer,
             settings,
             ("assistant_chat",),
+            media_marks(processor),
         )
         self._processor = processor
         self._encode = encode

@@ -1,18 +1,26 @@
 """What a model sees of a document, whoever runs its forward: `Reader`."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from mir_task.capture.decoder import find_decoder
+from mir_task.capture.decoder import MEDIA, find_decoder, media_token_ids
 from mir_task.capture.hooks import HiddenStateCapture, Prefill
-from mir_task.capture.texts import assign, longest_beginning
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
+from mir_task.measuring.calls import Call, spelled, watching_media
+from mir_task.measuring.prompts import (
+    Arrival,
+    NothingArrived,
+    Template,
+    decode_text,
+    forms_of,
+    probe_for,
+    spelled_by,
+)
 from mir_task.settings import TOKENS, MeasureSettings
 
 
@@ -20,8 +28,8 @@ class Seen(NamedTuple):
     """What the model saw of one document."""
 
     prefill: Prefill
-    characters_cut: int
-    """Characters of the text's end (without white space) that did not arrive."""
+    arrival: Arrival
+    """What has arrived of the text."""
     forwards: tuple[int, int]
     """Prefill forwards and decode steps of the call."""
     traps: tuple[str, ...] = ()
@@ -49,6 +57,7 @@ class Reader:
         tokenizer: of the model.
         settings: what is measured and how.
         placements: of the text, best first; the first that works is kept.
+        placeholders: what the model's processor takes for media, beside the media tokens.
 
     Raises:
         MIRError: no text decoder is found.
@@ -61,6 +70,7 @@ class Reader:
         tokenizer: Any,
         settings: MeasureSettings,
         placements: Sequence[str],
+        placeholders: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.model, *self._replicas = models
@@ -69,8 +79,14 @@ class Reader:
         self.decoder = find_decoder(self.model)
         self.placement: str | None = settings.placement
         """None until the first document has shown what works."""
+        self._template: Template | None = None
+        """Of the placement's prompts, once the first document and a probe have shown it."""
         self.notes: list[str] = []
         """What a reader of the value should know of the placement."""
+        ids = {token_id for kind in MEDIA for token_id in media_token_ids(self.model, kind)}
+        marks = {spelled(tokenizer, token_id) for token_id in ids} | set(placeholders)
+        self.placeholders = sorted(mark for mark in marks if mark.strip())
+        """What stands for a medium in the model's prompts."""
         self._placements = placements
         self._losses = settings.caption_ppl
         self._batches = True
@@ -100,7 +116,7 @@ class Reader:
     @property
     def batch_size(self) -> int:
         """Documents to run at once."""
-        return self.capacity if self.placement is not None and self._batches else 1
+        return self.capacity if self._template is not None and self._batches else 1
 
     @property
     def context(self) -> int | None:
@@ -145,14 +161,14 @@ class Reader:
             batch: up to `batch_size` documents.
             probe: another document, to tell a placement that does not work from a document that fails.
         """
-        if self.placement is None:
-            outcomes = self._settle(batch[0], probe)
-        else:
-            outcomes = self._attempt(batch, self.placement)
+        if self._template is None:
+            yield batch[0], self._first(batch[0], probe)
+            return
+        outcomes = self._outcomes(batch, self._template)
         if len(batch) > 1 and not all(isinstance(outcome, Seen) for outcome in outcomes):
             # Alone, a document has the model to itself and the reason is its own. That holds for those
             # that were seen too: an adapter may have put all of them into one conversation.
-            outcomes = [self._attempt([document], self.placement)[0] for document in batch]
+            outcomes = [self._outcomes([document], self._template)[0] for document in batch]
             if all(isinstance(outcome, Seen) for outcome in outcomes):
                 self._batches = False
                 self.notes.append(
@@ -160,122 +176,123 @@ class Reader:
                 )
         yield from zip(batch, outcomes, strict=True)
 
-    def _settle(self, document: Document, probe: Document | None) -> list[Outcome]:
+    def _first(self, document: Document, probe: Document | None) -> Outcome:
         """Go through the placements, and keep the first that works on either document."""
         reasons: dict[str, str] = {}
-        for placement in self._placements:
-            (outcome,) = self._attempt([document], placement)
-            if isinstance(outcome, Rejected) and probe is not None:
-                (probed,) = self._attempt([probe], placement)
-                if isinstance(probed, Seen):  # so it was the document, or an accident
-                    (outcome,) = self._attempt([document], placement)
-                    self.placement = placement
-            if isinstance(outcome, Seen) or self.placement:
-                self.placement = placement
+        for placement in [self.placement] if self.placement else self._placements:
+            outcome = self._learn(document, placement)
+            if self._template is None and probe is not None:
+                self._learn(probe, placement)
+                if self._template is not None:  # so it was the document, or an accident
+                    (outcome,) = self._outcomes([document], self._template)
+            if self._template is not None:
                 self.notes = [
                     f"{self.name} does not do {tried} ({reason}); the text is placed by {placement}"
                     for tried, reason in reasons.items()
                 ]
-                return [outcome]
+                return outcome
+            assert isinstance(outcome, Rejected)
             reasons[placement] = outcome.reason
         if len(set(reasons.values())) == 1:
-            return [Rejected(next(iter(reasons.values())))]
+            return Rejected(next(iter(reasons.values())))
         tried = "; ".join(f"{placement}: {reason}" for placement, reason in reasons.items())
-        return [Rejected(f"no placement of the text works ({tried})")]
+        return Rejected(f"no placement of the text works ({tried})")
 
-    def _attempt(self, batch: list[Document], placement: str | None) -> list[Outcome]:
+    def _learn(self, document: Document, placement: str) -> Outcome:
+        """Keep a placement and its template, if the document and a probe in its place show one."""
+        if not document.text.strip():
+            return _EMPTY
+        call = self._call([document], placement)
+        if call.refusal or not call.prefills:
+            return Rejected(self._why_nothing(call, [document]))
+        try:
+            probe = probe_for(document.text, self.tokenizer)
+            probed = self._call([document._replace(text=probe)], placement)
+            if probed.refusal or not probed.prefills:
+                return Rejected(self._why_nothing(probed, []))
+            own, other = (
+                [decode_text(prefill, self.tokenizer) for prefill in of.prefills]
+                for of in (call, probed)
+            )
+            template = Template.of(own, other, spelled_by(self.tokenizer, probe))
+        except NothingArrived:
+            return Rejected(
+                f"no token of the document's own text stands after the {self.modality}: it was put "
+                "before it or dropped; choose another mir_placement"
+            )
+        except MIRError as error:
+            return Rejected(str(error))
+        outcome = self._alone(document, call, template)
+        if isinstance(outcome, Seen):
+            self.placement, self._template = placement, template
+        return outcome
+
+    def _outcomes(self, batch: list[Document], template: Template) -> list[Outcome]:
+        """What the model saw of each document of one call."""
+        if not all(document.text.strip() for document in batch):
+            return [_EMPTY] * len(batch)
+        assert self.placement is not None
+        call = self._call(batch, self.placement)
+        if call.refusal or not call.prefills:
+            return [Rejected(self._why_nothing(call, batch))] * len(batch)
+        if len(batch) == 1:
+            return [self._alone(batch[0], call, template)]
+        return self._apart(batch, call, template)
+
+    def _alone(self, document: Document, call: Call, template: Template) -> Outcome:
+        """Of a call of one document: the first prompt with all of its text, or the template's own."""
+        spans = [decode_text(prefill, self.tokenizer) for prefill in call.prefills]
+        forms = forms_of(document.text, self.tokenizer)
+        found = next((n for n, span in enumerate(spans) if template.whole(span, forms)), None)
+        number = min(template.number, len(spans) - 1) if found is None else found
+        try:
+            arrival = template.arrival(spans[number], forms)
+        except MIRError as error:
+            return Rejected(str(error))
+        # Errors after the prefill, when an adapter reads the answer, do not concern it.
+        return Seen(call.prefills[number], arrival, call.forwards, call.traps)
+
+    def _apart(self, batch: list[Document], call: Call, template: Template) -> list[Outcome]:
+        """Of a call of several: each document's own sequence, where it is no other document's."""
+        forms = [forms_of(document.text, self.tokenizer) for document in batch]
+        # Of beams, the first.
+        prefills = {prefill.token_ids.numpy().tobytes(): prefill for prefill in reversed(call.prefills)}
+        found: list[list[Seen]] = [[] for _ in batch]
+        for prefill in prefills.values():
+            span = decode_text(prefill, self.tokenizer)
+            arrivals = {n: a for n, of in enumerate(forms) if (a := template.whole(span, of))}
+            for number, arrival in arrivals.items() if len(arrivals) == 1 else ():
+                found[number].append(Seen(prefill, arrival, call.forwards, call.traps))
+        unclear = Rejected("its sequence in the batch cannot be told from the others'")
+        return [seen[0] if len(seen) == 1 else unclear for seen in found]
+
+    def _call(self, batch: list[Document], placement: str) -> Call:
         """One call of `send`."""
         capture = self._capture
-        assert placement is not None
         assert capture is not None, "documents run within `capturing`"
-        if not all(document.text.strip() for document in batch):
-            reason = "the text is empty; give the document a text or leave it out"
-            return [Rejected(reason)] * len(batch)
         errors, complaints = list[Exception](), list[str]()
         capture.take()
         capture.failures.clear()
         forwards, steps = capture.forwards, capture.steps
         try:
             with torch.no_grad():
-                complaints = self.send([_watching_media(d, errors) for d in batch], placement)
+                complaints = self.send([watching_media(d, errors) for d in batch], placement)
         except Exception as error:  # noqa: BLE001 - reported with the document's id
             errors.append(error)
-        errors = [*capture.failures, *errors]
-        if known := [error for error in errors if isinstance(error, MIRError)]:
-            return [Rejected(str(known[0]))] * len(batch)
-        prefills = capture.take()
-        # Fewer sequences than documents: an adapter has put several into one conversation.
-        apart = len({prefill.token_ids.numpy().tobytes() for prefill in prefills}) >= len(batch)
-        found = {} if not apart else assign(prefills, {d.id: d.text for d in batch}, self.tokenizer)
         ran = (capture.forwards - forwards, capture.steps - steps)
-        traps = _traps(prefills, *ran, errors)
-        outcomes: list[Outcome] = []
-        for document in batch:
-            if document.id in found:
-                outcomes.append(Seen(found[document.id], 0, ran, traps))
-            elif prefills and len(batch) == 1:
-                # Errors after the prefill, when an adapter reads the answer, do not concern it.
-                outcomes.append(self._partly(prefills, document, ran, traps))
-            else:
-                reason = self._why_nothing(errors, complaints, ran=capture.forwards > forwards)
-                outcomes.append(Rejected(reason))
-        return outcomes
+        return Call(capture.take(), ran, [*capture.failures, *errors], complaints)
 
-    def _partly(
-        self,
-        prefills: list[Prefill],
-        document: Document,
-        forwards: tuple[int, int],
-        traps: tuple[str, ...],
-    ) -> Outcome:
-        """The prefill that holds the beginning of the document's text."""
-        prefill, arrived, total = longest_beginning(prefills, document.text, self.tokenizer)
-        # A few characters turn up in any text, so they are no sign of this one.
-        if arrived < min(total, 8):
-            return Rejected(
-                f"no token of the document's own text stands after the {self.modality}: it was put "
-                "before it or dropped; choose another mir_placement"
-            )
-        return Seen(prefill, total - arrived, forwards, traps)
-
-    def _why_nothing(self, errors: list[Exception], complaints: list[str], *, ran: bool) -> str:
-        if errors:
-            return f"{type(errors[0]).__name__}: {errors[0]}"
-        if ran:
+    def _why_nothing(self, call: Call, batch: list[Document]) -> str:
+        if reason := call.reason(document.text for document in batch):
+            return reason
+        if call.forwards[0]:
             return (
                 f"{type(self.model).__name__} has no {TOKENS[self.modality]} tokens in its text "
                 f"decoder's sequence (cross-attention, or the {self.modality} was dropped), so MIR is "
                 "not defined on it"
             )
-        cause = "; ".join(complaints) or "it reported nothing"
+        cause = "; ".join(call.complaints) or "it reported nothing"
         return f"{self.name} ran no forward of its model ({cause})"
 
 
-def _traps(
-    prefills: list[Prefill], forwards: int, steps: int, errors: list[Exception]
-) -> tuple[str, ...]:
-    """What happened in one call beyond one forward a document."""
-    found = []
-    if forwards > 1:
-        found.append(f"{forwards} prefill forwards; the first that holds the document's text counts")
-    if steps:
-        found.append(f"{steps} decode steps after it: the adapter generates more tokens than asked for")
-    ids = Counter(tuple(prefill.token_ids.tolist()) for prefill in prefills)
-    if copies := max(ids.values(), default=0) - 1:
-        found.append(f"{copies} more sequence(s) with the same tokens (beams); one counts")
-    for error in errors:
-        found.append(f"an error after the prefill: {type(error).__name__}: {error}")
-    return tuple(found)
-
-
-def _watching_media(document: Document, errors: list[Exception]) -> Document:
-    """The document with a note of what goes wrong with its medium; adapters may swallow it."""
-
-    def to_media(row: dict[str, Any]) -> list[Any]:
-        try:
-            return document.to_media(row)
-        except Exception as error:
-            errors.append(error)
-            raise
-
-    return document._replace(to_media=to_media)
+_EMPTY = Rejected("the text is empty; give the document a text or leave it out")

@@ -1,7 +1,7 @@
 """Run documents through a model and count what it sees."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,17 +11,16 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from mir_task.capture.hooks import Prefill
-from mir_task.capture.texts import decode_text, own_tokens
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.processes import rank, stop_if_another_failed
+from mir_task.measuring.prompts import alike, decode_text
 from mir_task.measuring.reader import Reader, Rejected, Seen
 from mir_task.result import MIRResult
 from mir_task.settings import TOKENS, MeasureSettings
 
 
-class Counter(Protocol):
+class Meter(Protocol):
     """What counts documents: a `MIRMeter`, or several."""
 
     def update(
@@ -45,6 +44,8 @@ class DocumentLog:
     """Per document id: why it could not be measured."""
     facts: dict[str, Any] = field(default_factory=dict)
     """About the model and the prompt; the same on every process."""
+    traps: Counter[str] = field(default_factory=Counter)
+    """What an adapter did beyond one forward a document, and with how many documents."""
     notes: list[str] = field(default_factory=list)
     """Remarks on how the text was placed."""
     seconds: float = 0.0
@@ -60,8 +61,11 @@ class DocumentLog:
             raise MIRError(
                 f"the processes do not measure the same thing: {self.facts} and {other.facts}"
             )
-        self.documents |= other.documents
         self.skipped |= other.skipped
+        seen = self.documents | other.documents
+        # What a later pass could not measure counts in none.
+        self.documents = {name: each for name, each in seen.items() if name not in self.skipped}
+        self.traps |= other.traps
         self.facts = self.facts or other.facts
         self.notes = self.notes or other.notes
 
@@ -90,6 +94,12 @@ class DocumentLog:
                 f"{len(self.skipped)} document(s) could not be measured and are left out: "
                 f"{_named(self.skipped)}"
             )
+        changed = {i: document["text_changes"] for i, document in self.documents.items()}
+        if changed := {i: changes for i, changes in changed.items() if changes}:
+            found.append(
+                f"the text of {len(changed)} document(s) was changed on its way to the model; what "
+                f"arrived is measured: {_named(changed)}. Of the first, {next(iter(changed.values()))}"
+            )
         cut = [i for i, document in self.documents.items() if document["characters_cut"]]
         if cut:
             found.append(
@@ -107,7 +117,7 @@ def _named(ids: Iterable[str]) -> str:
 def run_documents(
     reader: Reader,
     documents: Iterable[Document],
-    meter: Counter,
+    meter: Meter,
     layers: Mapping[int, torch.device],
     settings: MeasureSettings,
     name: str,
@@ -131,7 +141,7 @@ def run_documents(
     """
     run = _Counting(meter, settings, name)
     started = time.perf_counter()
-    queue = deque(run.within_context(reader, documents))
+    queue = deque(run.within_context(reader, run.without_placeholders(reader, documents)))
     shown = bars and rank() == 0
     with (
         reader.capturing(layers),
@@ -156,10 +166,9 @@ def run_documents(
 def _batch(queue: deque[Document], size: int) -> list[Document]:
     """Take up to `size` documents whose texts cannot be mistaken for one another."""
     batch = [queue.popleft()]
-    while queue and len(batch) < size:
-        text = queue[0].text
-        if any(text in other.text or other.text in text for other in batch):
-            break
+    forms = {alike(batch[0].text)}
+    while queue and len(batch) < size and (form := alike(queue[0].text)) not in forms:
+        forms.add(form)
         batch.append(queue.popleft())
     return batch
 
@@ -167,7 +176,7 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Counting:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, meter: Counter, settings: MeasureSettings, name: str) -> None:
+    def __init__(self, meter: Meter, settings: MeasureSettings, name: str) -> None:
         self.meter = meter
         self.log = DocumentLog()
         self.name = name
@@ -208,11 +217,28 @@ class _Counting:
             "tokens": tokens,
             "vision_tokens": int(prefill.vision.sum()),
             "text_tokens": len(text_rows[0]),
-            "characters_cut": seen.characters_cut,
+            "characters_cut": seen.arrival.cut,
+            "text_changes": seen.arrival.changes,
             "text_span": decode_text(prefill, reader.tokenizer),
             "vision_rule": prefill.vision_rule,
-            **_caption(prefill, document.text, reader.tokenizer),
+            **_caption(seen, reader.tokenizer),
         }
+        for trap in seen.traps:
+            if trap not in self.log.traps:
+                logger.info(f"{self.name}: {trap}")
+            self.log.traps[trap] += 1
+
+    def without_placeholders(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
+        """The documents whose texts the model cannot take for media; the others are rejected by name."""
+        kept = []
+        for document in documents:
+            found = next((mark for mark in reader.placeholders if mark in document.text), None)
+            if found is None:
+                kept.append(document)
+            else:
+                reason = f"its text holds {found!r}, which stands for a medium in this model's prompts"
+                self.reject(document, Rejected(f"{reason}; take it out of the text"))
+        return kept
 
     def within_context(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts alone fit into the model; the others are rejected by name."""
@@ -227,7 +253,7 @@ class _Counting:
         self, reader: Reader, document: Document, seen: Seen, queue: Iterable[Document]
     ) -> None:
         """Say which documents will not fit, now that the first shows what stands beside a text."""
-        if seen.characters_cut:
+        if seen.arrival.cut:
             return
         beside = int(seen.prefill.real.sum()) - reader.text_tokens(document.text)
         if reader.context is not None and not self.skip_failures:
@@ -251,12 +277,12 @@ class _Counting:
             self.reject(document, Rejected(_beyond(context)))
 
 
-def _caption(prefill: Prefill, text: str, tokenizer: Any) -> dict[str, Any]:
+def _caption(seen: Seen, tokenizer: Any) -> dict[str, Any]:
     """Loss of a document's own tokens, or nothing where losses were not taken or are not finite."""
-    if prefill.text_losses is None:
+    if seen.prefill.text_losses is None:
         return {}
-    losses = prefill.text_losses[own_tokens(prefill, text, tokenizer)]
-    if not losses.isfinite().all():
+    losses = seen.prefill.text_losses[seen.arrival.tokens(seen.prefill, tokenizer)]
+    if not len(losses) or not losses.isfinite().all():
         return {}
     return {"caption_tokens": len(losses), "caption_loss": float(losses.mean())}
 

@@ -47,6 +47,8 @@ class SideFile(MIRResult):
     documents: list[MeasuredDocument]
     skipped: dict[str, str] = Field(default_factory=dict)
     """Why documents were left out, by their ids."""
+    traps: dict[str, int] = Field(default_factory=dict)
+    """What the adapter did beyond one forward a document, and with how many documents."""
     warnings: list[str] = Field(default_factory=list)
     plan: dict[str, Any] = Field(default_factory=dict)
     """Where statistics lived, in how much memory, and what each pass measured."""

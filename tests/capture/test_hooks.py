@@ -12,7 +12,6 @@ from mir_task.capture.decoder import find_decoder, media_token_ids
 from mir_task.capture.finder import PositionFinder
 from mir_task.capture.hooks import HiddenStateCapture, Prefill
 from mir_task.capture.positions import NO_TOKEN, equal_rows
-from mir_task.capture.texts import assign, decode_text, longest_beginning
 
 TEXTS = {
     "short": "A boat.",
@@ -69,6 +68,10 @@ def assert_rows(prefill: Prefill, vision, text) -> None:
             torch.testing.assert_close(rows, wanted_rows, rtol=1e-5, atol=1e-6)
 
 
+def span_of(prefill: Prefill, processor) -> str:
+    return processor.tokenizer.decode(prefill.text_ids)
+
+
 def run(model, encoded, **generation) -> list[Prefill]:
     with HiddenStateCapture(model) as capture, torch.no_grad():
         model.generate(**encoded, do_sample=False, **{"max_new_tokens": 1, **generation})
@@ -102,8 +105,7 @@ def test_rows_are_the_hidden_states(model, processor) -> None:
     assert prefill.token_ids.tolist() == encoded["input_ids"][0].tolist()
     assert int(prefill.vision.sum()) == 16
     assert not (prefill.vision & prefill.text).any()
-    span = decode_text(prefill, processor.tokenizer)
-    assert span == f"\n ASSISTANT: {TEXTS['long']}</s>"
+    assert span_of(prefill, processor) == f"\n ASSISTANT: {TEXTS['long']}</s>"
     assert not any(rows.requires_grad for rows in prefill.text_rows)
 
 
@@ -113,11 +115,12 @@ def test_several_rows_with_padding(model, processor, padding_side: str) -> None:
     assert not encoded["attention_mask"].bool().all()
     with HiddenStateCapture(model) as capture, torch.no_grad():
         model(**encoded)
-    found = assign(capture.take(), TEXTS, processor.tokenizer)
-    assert list(found) == list(TEXTS)
-    for row, name in enumerate(TEXTS):
-        assert_rows(found[name], *expected(model, encoded, row))
-        assert int(found[name].real.sum()) == int(encoded["attention_mask"][row].sum())
+    prefills = capture.take()
+    assert len(prefills) == len(TEXTS)
+    for row, (text, prefill) in enumerate(zip(TEXTS.values(), prefills, strict=True)):
+        assert span_of(prefill, processor) == f"\n ASSISTANT: {text}</s>"
+        assert_rows(prefill, *expected(model, encoded, row))
+        assert int(prefill.real.sum()) == int(encoded["attention_mask"][row].sum())
 
 
 def test_generated_tokens_and_beams_do_not_count(model, processor) -> None:
@@ -126,18 +129,8 @@ def test_generated_tokens_and_beams_do_not_count(model, processor) -> None:
     (prefill,) = run(model, encoded, max_new_tokens=5)
     assert_rows(prefill, *wanted)
     for options in ({"num_beams": 3}, {"use_cache": False}):
-        prefills = run(model, encoded, max_new_tokens=4, **options)
-        found = assign(prefills, {"short": TEXTS["short"]}, processor.tokenizer)
-        assert_rows(found["short"], *wanted)
-
-
-def test_attribution_does_not_rest_on_the_order_of_calls(model, processor) -> None:
-    with HiddenStateCapture(model) as capture, torch.no_grad():
-        for name in ("other", "short", "long"):
-            model(**inputs(processor, [TEXTS[name]]))
-    found = assign(capture.take(), TEXTS, processor.tokenizer)
-    for name, text in TEXTS.items():
-        assert text in decode_text(found[name], processor.tokenizer)
+        first, *_ = run(model, encoded, max_new_tokens=4, **options)
+        assert_rows(first, *wanted)
 
 
 def decoder_input(model, encoded) -> torch.Tensor:
@@ -168,7 +161,7 @@ def test_provenance_alone_finds_the_same_rows(model, processor) -> None:
     assert prefill.vision_rule == "provenance"
     assert_rows(prefill, *expected(model, encoded, 0))
     assert (prefill.token_ids == NO_TOKEN).equal(prefill.vision)
-    assert TEXTS["long"] in decode_text(prefill, processor.tokenizer)
+    assert TEXTS["long"] in span_of(prefill, processor)
 
 
 def test_embeddings_overwritten_in_place_are_still_told_apart(model, processor) -> None:
@@ -320,29 +313,6 @@ def test_a_forward_without_an_image_gives_no_prefill(model, processor) -> None:
         model.model.language_model(input_ids=ids)
     assert capture.forwards == 2
     assert capture.take() == []
-
-
-def test_how_much_of_a_text_arrived(model, processor) -> None:
-    prefills = run(model, inputs(processor, [TEXTS["long"]]))
-    elsewhere = "Zinc roofs glow."
-    assert assign(prefills, {"x": elsewhere}, processor.tokenizer) == {}
-    assert longest_beginning(prefills, elsewhere, processor.tokenizer)[1:] == (0, 14)
-    longer = TEXTS["long"] + " And nobody minds."
-    assert longest_beginning(prefills, longer, processor.tokenizer) == (prefills[0], 62, 77)
-
-
-def test_a_tokenizer_that_changes_text_is_followed() -> None:
-    class Lowering:
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-            return [ord(c) for c in text.lower()]
-
-        def decode(self, token_ids) -> str:
-            return "".join(map(chr, token_ids))
-
-    ids = torch.tensor([NO_TOKEN, *(ord(c) for c in "say: a boat.")])
-    vision = ids == NO_TOKEN
-    prefill = Prefill(ids, torch.ones_like(vision), vision, ~vision, "provenance", (), ())
-    assert assign([prefill], {"d": "A  Boat."}, Lowering()) == {"d": prefill}
 
 
 def omni_config():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
+from loguru import logger
 
 from mir_task import MIRError
 from tests.adapters import video_llava
@@ -153,12 +154,34 @@ class SwallowsErrors(StandIn):
         (AsksTwice, "3 prefill forwards; the first that holds the document's text counts"),
     ],
 )
-def test_check_names_them(llava, stand_in, trap: str) -> None:
+def test_check_and_a_run_name_them(llava, tmp_path, stand_in, trap: str) -> None:
     from mir_task.harness.check import check
 
     report = check(stand_in(llava), {"task": "mir_check", "mir_base": "mir_demo"})
     for document in report.documents:
         assert any(trap in found for found in document.traps)
+    # A run counts them, and logs each once.
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="INFO", format="{message}")
+    evaluate.evaluate(stand_in(llava), evaluate.task(), output=tmp_path)
+    logger.remove(sink)
+    traps = evaluate.report(tmp_path)["traps"]
+    assert [count for found, count in traps.items() if trap in found] == [6]
+    assert sum(trap in line for line in logged) == 1
+
+
+class Counts(StandIn):
+    calls = 0
+
+    def generate(self, inputs, **settings) -> str:
+        self.calls += 1
+        return super().generate(inputs, **settings)
+
+
+def test_a_run_takes_one_forward_more_than_it_has_documents(llava) -> None:
+    lm = Counts(llava)
+    evaluate.evaluate(lm, evaluate.task())
+    assert lm.calls == 6 + 1
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import mir_task
-from mir_task.capture.hooks import Prefill
-from mir_task.capture.texts import own_tokens
 from tests import adapters
 from tests.support import evaluate
 
@@ -106,29 +104,3 @@ def test_a_model_without_logits_has_no_loss(llava) -> None:
     assert any("caption_ppl is N/A: the forwards of LlavaModel return no logits" in m for m in messages)
     assert bare.mir == pytest.approx(whole.mir, abs=1e-9)
     assert mir_task.measure(model, processor, pairs, bars=False).caption_loss is None
-
-
-def test_tokens_of_a_text_that_was_cut_or_spelled_anew() -> None:
-    class Words:
-        """One token a word, in lower case."""
-
-        words = ("<s>", "user", "a", "red", "circle", "at", "left", "</s>")
-
-        def encode(self, text, *, add_special_tokens):
-            return [self.words.index(word.lower()) for word in text.split()]
-
-        def decode(self, ids):
-            return " ".join(self.words[i] for i in ids)
-
-    def prefill(sentence: str) -> Prefill:
-        ids = torch.tensor(Words().encode(sentence, add_special_tokens=False))
-        every = torch.ones(len(ids), dtype=torch.bool)
-        return Prefill(ids, every, ~every, every, "token_ids", (), ())
-
-    for sentence, text, wanted in (
-        ("user a red circle </s>", "a red circle", slice(1, 4)),
-        ("user a red circle </s>", "A Red circle", slice(1, 4)),
-        ("user a red circle at", "a red circle at left", slice(1, 5)),
-        ("a red circle", "a red circle", slice(0, 3)),
-    ):
-        assert own_tokens(prefill(sentence), text, Words()) == wanted

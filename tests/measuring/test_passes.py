@@ -125,6 +125,10 @@ def test_a_document_that_fails_in_a_later_pass_counts_in_none(adapter, tmp_path,
     scores, report = measured(adapter, tmp_path, **keys)
     assert list(report["skipped"]) == [identifier]
     assert scores["mir,none"] == pytest.approx(wanted["mir,none"], abs=1e-12)
+    # Nor in anything else that is said of the documents.
+    assert len(report["documents"]) == 29
+    assert identifier not in [document["id"] for document in report["documents"]]
+    assert sum(d["text_tokens"] for d in report["documents"]) == report["layers"][0]["text_tokens"]
 
 
 def test_a_model_that_gives_other_tokens_in_a_later_pass_is_refused(

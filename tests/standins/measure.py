@@ -34,9 +34,9 @@ def measure(family: str, output: Path) -> Measured:
     lm = get_model(family).create_from_arg_string("")
     reference = lm.reference  # taken before the harness deletes the adapter's models
     evaluate.evaluate(lm, evaluate.task(), output=output)
-    once = {built.embeds.numpy().tobytes(): built for built in parts.built}.values()
+    first, _probe, *others = {b.embeds.numpy().tobytes(): b for b in parts.built}.values()
     vision, text, tokens = [], [], []
-    for embeds, is_vision in once:
+    for embeds, is_vision in (first, *others):
         with torch.no_grad():
             out = reference(inputs_embeds=embeds[None].clone(), output_hidden_states=True)
         states = [state[0] for state in out.hidden_states[1:]]

@@ -124,5 +124,7 @@ class Received:
 
     @property
     def documents(self) -> list[dict[str, torch.Tensor]]:
-        """The calls in their order, those with the same ids once."""
-        return list({call["input_ids"].numpy().tobytes(): call for call in self.calls}.values())
+        """The calls in their order, those with the same ids once, without the probe after the first."""
+        calls = {call["input_ids"].numpy().tobytes(): call for call in self.calls}
+        first, _, *others = calls.values()
+        return [first, *others]
