@@ -28,6 +28,22 @@ Placement = Literal["assistant_loglikelihood", "assistant_chat", "user_generate"
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 
 
+class Column(BaseModel):
+    """A column of texts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    column: str
+    """Its name, or `name.field` of nested cells."""
+    kind: Literal["text", "str"] = Field(default="text", alias="as")
+    """`str` takes numbers as texts."""
+
+    @classmethod
+    def of(cls, value: "str | Column") -> "Column":
+        """From the setting, which may be the name alone."""
+        return value if isinstance(value, Column) else cls(column=value)
+
+
 class MeasureSettings(BaseModel):
     """What is measured of a model's documents, and how."""
 
@@ -85,7 +101,9 @@ class MeasureSettings(BaseModel):
 
     def keys(self) -> dict[str, Any]:
         """All keys as in a task's YAML, with plain values."""
-        return {f"{PREFIX}{key}": value for key, value in self.model_dump(mode="json").items()}
+        return {
+            f"{PREFIX}{key}": value for key, value in self.model_dump(mode="json", by_alias=True).items()
+        }
 
 
 class Settings(MeasureSettings):
@@ -111,7 +129,8 @@ class Settings(MeasureSettings):
     """Source of unpaired texts; without it the texts are a column of the media's rows."""
     text_config: str | None = None
     text_split: str = "train"
-    text_column: str = "text"
+    text_column: str | Column = "text"
+    """A name, `name.field`, or `{column: NAME, as: str}` for a column of numbers."""
     text_id: str | None = None
     pairing: Literal["crossed", "by_id"] = "crossed"
     """How texts of a second source go with media: the i-th drawn of each, or those of one id."""

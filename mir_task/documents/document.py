@@ -18,6 +18,8 @@ class Document(NamedTuple):
     task: str = ""
     """Name of the harness's task, under which its adapter finds the rows of the data set."""
     split: str = ""
+    fault: str | None = None
+    """Why its row cannot be measured, where it cannot."""
 
 
 def messages(

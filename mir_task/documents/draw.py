@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pyarrow.parquet
 
-from mir_task.documents.media import as_cell, check_modality, soundfile_package, with_bytes
-from mir_task.documents.sources import DATA_ROOT, Rows, Source, load, modality_of
+from mir_task.documents.media import soundfile_package, with_bytes
+from mir_task.documents.sources import DATA_ROOT, Rows, Source, load
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
-from mir_task.settings import Settings
+from mir_task.settings import Column, Settings
 
 FEATURES = datasets.Features(
     id=datasets.Value("string"),
     media={"bytes": datasets.Value("large_binary"), "path": datasets.Value("string")},
     text=datasets.Value("string"),
+    fault=datasets.Value("string"),
 )
 _METADATA_KEY = b"mir_task"
 _SOURCE = re.compile(r"mir_(modality|seed|pairing|media_.+|text_(dataset|config|split|column|id))")
@@ -36,7 +38,9 @@ _SOURCE = re.compile(r"mir_(modality|seed|pairing|media_.+|text_(dataset|config|
 
 
 def documents(task: str, settings: Settings) -> datasets.Dataset:
-    """A task's documents in the order of the draw: columns `id`, `media` (undecoded) and `text`.
+    """A task's documents in the order of the draw.
+
+    Columns are `id`, `media` (undecoded), `text`, and `fault`: why a row cannot be measured, or None.
 
     Raises:
         MIRError: data that cannot be found or read, a column that is not there or holds another
@@ -45,7 +49,15 @@ def documents(task: str, settings: Settings) -> datasets.Dataset:
     if settings.modality == "audio":
         soundfile_package()
     copy = _copy_of(task)
-    drawn = _draw_documents(task, settings) if copy is None else _read_copy(copy, task, settings)
+    try:
+        drawn = _draw_documents(task, settings) if copy is None else _read_copy(copy, task, settings)
+    except MIRError:
+        raise
+    except Exception as error:  # of whatever reads the data
+        raise MIRError(
+            f"task {task}: its data cannot be read ({type(error).__name__}: {error}); "
+            f"mir_media_dataset is {settings.media_dataset}, mir_text_dataset {settings.text_dataset}"
+        ) from error
     if settings.text_limit is None:
         return drawn
     limited = [first_words(text, settings.text_limit) for text in drawn["text"]]
@@ -65,7 +77,12 @@ def prepare(task: str, settings: Settings, folder: Path) -> Path:
         MIRError: as `documents`.
     """
     drawn = _draw_documents(task, settings)
-    cells = [with_bytes(cell) for cell in drawn["media"]]
+    if settings.on_error == "stop" and (fault := next(filter(None, drawn["fault"]), None)):
+        raise MIRError(f"task {task}: {fault}")
+    cells = [
+        cell if fault else with_bytes(cell)
+        for cell, fault in zip(drawn["media"], drawn["fault"], strict=True)
+    ]
     table = datasets.Dataset.from_dict({**drawn[:], "media": cells}, features=FEATURES).data.table
     fixed = json.dumps(_fixed(settings)).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: fixed})
@@ -90,7 +107,10 @@ def _read_copy(path: Path, task: str, settings: Settings) -> datasets.Dataset:
     fixed = json.loads((pyarrow.parquet.read_schema(path).metadata or {}).get(_METADATA_KEY, b"null"))
     if fixed != _fixed(settings):
         raise MIRError(f"{path} was made for other settings of {task}; {again}")
-    rows = datasets.Dataset.from_parquet(str(path), features=FEATURES, keep_in_memory=True)
+    table = pyarrow.parquet.read_table(path)
+    if "fault" not in table.column_names:  # of an earlier version
+        table = table.append_column("fault", pyarrow.nulls(len(table), pyarrow.string()))
+    rows = datasets.Dataset(table.replace_schema_metadata(None)).cast(FEATURES)
     if len(rows) < settings.documents:
         raise MIRError(
             f"{path} holds {len(rows)} documents, {settings.documents} were asked for; {again}"
@@ -100,30 +120,37 @@ def _read_copy(path: Path, task: str, settings: Settings) -> datasets.Dataset:
 
 def _draw_documents(task: str, settings: Settings) -> datasets.Dataset:
     media = load(Source.of(task, "media", settings))
-    if settings.text_dataset is None:
-        media.check_column(settings.text_column, "mir_text_column")
-        ids = _drawn(media, media.numbers, settings)
-        rows = media.of(ids)
-        texts = rows[settings.text_column]
+    text = media if settings.text_dataset is None else load(Source.of(task, "text", settings))
+    column = Column.of(settings.text_column)
+    text.check_column(column.column, "mir_text_column")
+    if text is media:
+        ids = text_ids = _drawn(media, media.numbers, settings)
+    elif settings.pairing == "by_id":
+        if media.named != text.named:
+            without, role = (text, "text") if media.named else (media, "media")
+            raise MIRError(
+                f"task {task}: mir_pairing is by_id, and {without.path} has no ids, so its rows are "
+                f"numbered, while the other source has names: set mir_{role}_id to the column of its ids"
+            )
+        ids = text_ids = _drawn(media, [i for i in media.numbers if i in text.numbers], settings)
     else:
-        text = load(Source.of(task, "text", settings))
-        if settings.pairing == "by_id":
-            ids = text_ids = _drawn(media, [i for i in media.numbers if i in text.numbers], settings)
-        else:
-            ids = _drawn(media, media.numbers, settings)
-            # Of equal ids, such as row numbers, one order would cross nothing.
-            salt = "text" if media.numbers.keys() & text.numbers.keys() else ""
-            text_ids = _drawn(text, text.numbers, settings, salt)
-        rows, texts = media.of(ids), text.of(text_ids)[text.source.column]
-        if settings.pairing == "crossed":
-            ids = [f"{media_id}+{text_id}" for media_id, text_id in zip(ids, text_ids, strict=True)]
-    if (kind := modality_of(media)) is not None:
-        name = f"the column {media.source.column!r} of {media.path}"
-        check_modality(name, kind, settings.modality)
-    cells = [as_cell(cell, media.path) for cell in rows[media.source.column]]
-    return datasets.Dataset.from_dict(
-        {"id": ids, "media": cells, "text": [joined(text) for text in texts]}, features=FEATURES
-    )
+        ids = _drawn(media, media.numbers, settings)
+        # Of equal ids, such as row numbers, one order would cross nothing.
+        salt = "text" if media.numbers.keys() & text.numbers.keys() else ""
+        text_ids = _drawn(text, text.numbers, settings, salt)
+    cells, texts = media.media(ids), text.texts(text_ids, column.column, as_str=column.kind == "str")
+    if text is not media and settings.pairing == "crossed":
+        ids = [f"{media_id}+{text_id}" for media_id, text_id in zip(ids, text_ids, strict=True)]
+    rows = [
+        {
+            "id": row_id,
+            "media": {"bytes": None, "path": None} if isinstance(cell, MIRError) else cell,
+            "text": "" if isinstance(text, MIRError) else text,
+            "fault": next((str(part) for part in (cell, text) if isinstance(part, MIRError)), None),
+        }
+        for row_id, cell, text in zip(ids, cells, texts, strict=True)
+    ]
+    return datasets.Dataset.from_list(rows, features=FEATURES)
 
 
 def _drawn(rows: Rows, ids: Collection[str], settings: Settings, salt: str = "") -> list[str]:
@@ -145,8 +172,3 @@ def _drawn(rows: Rows, ids: Collection[str], settings: Settings, salt: str = "")
 def in_draw_order(ids: Iterable[str], seed: int | str, count: int) -> list[str]:
     """The first ids in the order of a hash of (seed, id): random, and the same on every machine."""
     return heapq.nsmallest(count, ids, key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode()).digest())
-
-
-def joined(text: str | list[str] | None) -> str:
-    """One text of one document: several captions are stripped and joined by one space."""
-    return text if isinstance(text, str) else " ".join(caption.strip() for caption in text or ())

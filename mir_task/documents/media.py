@@ -3,44 +3,17 @@
 import functools
 import hashlib
 import io
-import mimetypes
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 
+from mir_task.documents.cells import Cell, check_modality
+from mir_task.documents.folders import kind_of_file
+from mir_task.documents.pictures import open_image
 from mir_task.errors import MIRError
-
-Cell = dict[str, Any]
-"""`bytes` and `path` of a file, of which one may be None."""
-MODALITIES = ("image", "video", "audio")
-
-
-def as_cell(cell: str | bytes | dict[str, Any], path: str) -> Cell:
-    """Bytes and path of a file, of which one may be None; a string is a path beside its data set."""
-    if isinstance(cell, bytes):
-        return {"bytes": cell, "path": None}
-    if isinstance(cell, str):
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        return {"bytes": None, "path": str(folder / cell)}
-    if isinstance(cell, dict) and (cell.get("bytes") or cell.get("path")):
-        return {"bytes": cell.get("bytes"), "path": cell.get("path")}
-    raise MIRError(
-        f"{path}: a file, or the path of one, has to stand in each row of mir_media_column; found "
-        f"{type(cell).__name__} {str(cell)[:60]}"
-    )
-
-
-def check_modality(name: str, kind: str, modality: str) -> None:
-    """Raise MIRError where what is called `name` holds another modality than the task's."""
-    if kind != modality:
-        raise MIRError(
-            f"{name} holds {kind} and mir_modality is {modality}; set mir_modality: {kind}, or name "
-            f"another mir_media_dataset or mir_media_column"
-        )
 
 
 def with_bytes(cell: Cell) -> Cell:
@@ -67,11 +40,11 @@ def open_media(cell: Cell, modality: str) -> Image.Image | str | dict[str, Any]:
     Raises:
         MIRError: the file is of another modality, or cannot be read.
     """
-    kind = (mimetypes.guess_type(cell["path"] or "")[0] or "").partition("/")[0]
-    if kind in MODALITIES:
-        check_modality(cell["path"], kind, modality)
+    kind = kind_of_file(cell["path"] or "")
+    if kind not in (None, "text"):
+        check_modality(str(cell["path"]), str(kind), modality)
     if modality == "image":
-        return open_image(cell)
+        return open_image(_source(cell))
     return open_audio(cell) if modality == "audio" else open_video(cell)
 
 
@@ -136,33 +109,3 @@ def soundfile_package() -> Any:
             f"audio is read with soundfile, which is not there ({error}): pip install 'mir-task[audio]'"
         ) from error
     return soundfile
-
-
-def open_image(cell: Cell) -> Image.Image:
-    """The RGB picture of an undecoded image cell, turned as its EXIF says.
-
-    Raises:
-        MIRError: the file cannot be read in full.
-    """
-    # The harness lets Pillow fill up truncated files, which would measure grey areas.
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with Image.open(_source(cell)) as file:
-            image = to_rgb(ImageOps.exif_transpose(file))
-            # Image processors take a side of 1 or 3 pixels for the colour channels.
-            return image if min(image.size) > 3 else ImageOps.scale(image, 4, Image.Resampling.NEAREST)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MIRError(f"the image cannot be read ({error}); replace or leave out the file") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB: 16-bit grey scaled to 8, transparent areas on white."""
-    if image.mode.startswith("I") and np.asarray(image).max() > 255:  # Pillow would clip the rest
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

@@ -1,41 +1,54 @@
-"""Where the rows of a data set are read from: the Hub, its copy in a folder, or files of one's own."""
+"""Where the rows of a data set are read from: files and folders, or the Hub and its copies."""
 
-import mimetypes
+import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
+from mir_task.documents.cells import Cell, check_modality, field, file_of, id_of, text_of
+from mir_task.documents.folders import kind_of_file, read_folder
+from mir_task.documents.tables import ENDINGS, Table, kind_of, matching, read_table
 from mir_task.errors import MIRError
-from mir_task.settings import Settings
+from mir_task.settings import Column, Settings
 
 PACKAGE = Path(__file__).parents[1]
 DATA_ROOT = "MIR_TASK_DATA"
-_COLUMNS = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
+_FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 
 
 class Source(NamedTuple):
-    """Where media or texts come from: the settings `mir_media_*` or `mir_text_*` of a task."""
+    """Where media or texts come from: the settings `media_*` or `text_*` of a task."""
 
     task: str
     role: str
     """`media` or `text`."""
+    kind: str
+    """What its files hold: the modality, or `text`."""
     datasets: tuple[str, ...]
     """Names of one data set, in the order to try."""
     column: str
     split: str
     config: str | None
     id_column: str | None
+    data_set: bool = False
+    """Whether a folder is a copy of a data set: a split or a configuration is named."""
 
     @classmethod
     def of(cls, task: str, role: str, settings: Settings) -> "Source":
         """The source of a task's media or texts."""
         values = settings.model_dump()
-        keys = ("dataset", "column", "split", "config", "id")
-        names, *rest = (values[f"{role}_{key}"] for key in keys)
-        return cls(task, role, (names,) if isinstance(names, str) else tuple(names), *rest)
+        names, split, config, id_column = (
+            values[f"{role}_{key}"] for key in ("dataset", "split", "config", "id")
+        )
+        column = settings.media_column if role == "media" else Column.of(settings.text_column).column
+        kind = settings.modality if role == "media" else "text"
+        names = (names,) if isinstance(names, str) else tuple(names)
+        data_set = bool({f"{role}_split", f"{role}_config"} & settings.model_fields_set)
+        return cls(task, role, kind, names, column, split, config, id_column, data_set)
 
 
 class Rows(NamedTuple):
@@ -44,93 +57,219 @@ class Rows(NamedTuple):
     source: Source
     path: str
     """Where they were read from."""
-    table: datasets.Dataset
+    table: Table
     numbers: dict[str, int]
-    """Number of the first row of each id."""
+    """Number of the row of each id."""
+    named: bool
+    """Whether ids are names, and not the numbers of the rows."""
 
-    def of(self, ids: Iterable[str]) -> datasets.Dataset:
-        """The rows of these ids, in their order."""
-        return self.table.select([self.numbers[row_id] for row_id in ids])
+    def check_column(self, column: str, key: str) -> tuple[str, list[str]]:
+        """The column that the setting `key` names, and the field in it, as of `caption.en`.
 
-    def check_column(self, column: str, key: str) -> None:
-        """Raise MIRError unless the rows have the column that the setting `key` names."""
-        if column not in self.table.column_names:
+        Raises:
+            MIRError: the rows do not have it.
+        """
+        name, *rest = column.split(".")
+        if column in self.table.columns:
+            name, rest = column, []
+        if name not in self.table.columns:
             raise MIRError(
                 f"task {self.source.task}: {key} is {column!r}, which {self.path} does not have; it has "
-                f"{', '.join(self.table.column_names)}"
+                f"{', '.join(self.table.columns)}"
             )
+        return name, rest
+
+    def texts(self, ids: Iterable[str], column: str, *, as_str: bool) -> list[str | MIRError]:
+        """The text of each id, or why it is none."""
+        name, rest = self.check_column(column, "mir_text_column")
+
+        def read(cell: Any) -> str:
+            return text_of(field(cell, rest), as_str=as_str)
+
+        return self._read(ids, name, "mir_text_column", read)
+
+    def media(self, ids: Iterable[str]) -> list[Cell | MIRError]:
+        """The file of each id, undecoded, or why it is none."""
+        name, rest = self.check_column(self.source.column, "mir_media_column")
+        folder = Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+        return self._read(ids, name, "mir_media_column", lambda cell: file_of(field(cell, rest), folder))
+
+    def _read(self, ids: Iterable[str], column: str, key: str, read: Any) -> list[Any]:
+        rows = [self.numbers[row_id] for row_id in ids]
+        found: list[Any] = []
+        for row, cell in zip(rows, self.table.cells(column, rows), strict=True):
+            try:
+                found.append(read(cell))
+            except MIRError as error:
+                place = self.table.place(row)
+                found.append(MIRError(f"{key}: {self.path}, {place}, {column!r} holds {error}"))
+        return found
+
+
+class _Hub(Table):
+    """Rows of a data set that `datasets` reads, media undecoded."""
+
+    def __init__(self, table: datasets.Dataset) -> None:
+        self._features = dict(table.features)
+        for column, feature in self._features.items():
+            if isinstance(feature, tuple(_FEATURES.values())):
+                table = table.cast_column(column, type(feature)(decode=False))  # type: ignore[call-arg]
+        self._table = table
+        self.columns = table.column_names
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def cells(self, column: str, rows: Sequence[int] | None = None) -> list[Any]:
+        """As `Table.cells`."""
+        return list((self._table if rows is None else self._table.select(rows))[column])
+
+    def place(self, row: int) -> str:
+        """As `Table.place`."""
+        return f"row {row}"
+
+    def kind(self, column: str) -> str | None:
+        """As `Table.kind`."""
+        kinds = (k for k, of in _FEATURES.items() if isinstance(self._features.get(column), of))
+        return next(kinds, None)
 
 
 def load(source: Source) -> Rows:
     """The rows of a source.
 
     Raises:
-        MIRError: no name of the data set can be read, or a column is not in it.
+        MIRError: no name of the data set can be read, or a column is not in it, or ids that are none.
     """
     failures = []
     for name in source.datasets:
-        path = _local(name)
+        path = _path_of(name)
         try:
-            table, own_id = _read(path, source)
+            local = _read_local(path, name, source)
+            table = _read_hub(path, source) if local is None else local
+        except MIRError as error:
+            raise MIRError(f"{_named(source, str(error))}") from error
         except (OSError, ConnectionError, ValueError) as error:
-            if isinstance(error, MIRError):
-                raise
             failures.append(f"{name}: {str(error).splitlines()[0]}")
             continue
-        rows = Rows(source, path, table, {})
-        rows.check_column(source.column, f"mir_{source.role}_column")
-        id_column = source.id_column or own_id
-        if id_column is not None:
-            rows.check_column(id_column, f"mir_{source.role}_id")
-        for feature in _COLUMNS.values():
-            if isinstance(table.features[source.column], feature):
-                table = table.cast_column(source.column, feature(decode=False))
-        for number, row_id in enumerate(range(len(table)) if id_column is None else table[id_column]):
-            rows.numbers.setdefault(str(row_id), number)
-        return rows._replace(table=table)
+        rows = _with_ids(source, path, table)
+        if source.role == "media" and (kind := table.kind(source.column)) is not None:
+            check_modality(f"the column {source.column!r} of {path}", kind, source.kind)
+        return rows
     raise MIRError(
-        f"task {source.task}: mir_{source.role}_dataset {' or '.join(source.datasets)}, configuration "
-        f"{source.config or 'default'}, split {source.split} cannot be read ({'; '.join(failures)}). "
-        f"Where there is a network, make a copy with `mir-task data prepare {source.task} --to DIR`, "
-        f"carry DIR here and set {DATA_ROOT}=DIR"
+        f"{_named(source, ' or '.join(source.datasets))}, configuration {source.config or 'default'}, "
+        f"split {source.split} cannot be read ({'; '.join(failures)}), and {Path.cwd()} has no path of "
+        f"that name. Where there is a network, make a copy with `mir-task data prepare {source.task} "
+        f"--to DIR`, carry DIR here and set {DATA_ROOT}=DIR"
     )
 
 
-def modality_of(rows: Rows) -> str | None:
-    """What the media column holds, where its type says so."""
-    kinds = (k for k, f in _COLUMNS.items() if isinstance(rows.table.features[rows.source.column], f))
-    return next(kinds, None)
+def _with_ids(source: Source, path: str, table: Table) -> Rows:
+    """The rows with ids, which name one row each; of the Hub the first row of an id counts."""
+    id_column = source.id_column or table.own_id
+    rows = Rows(source, path, table, {}, id_column is not None)
+    rows.check_column(source.column, f"mir_{source.role}_column")
+    if id_column is None:
+        rows.numbers.update((str(row), row) for row in range(len(table)))
+        return rows
+    key = f"mir_{source.role}_id"
+    name, rest = rows.check_column(id_column, key)
+    for row, cell in enumerate(table.cells(name)):
+        try:
+            row_id = id_of(field(cell, rest))
+        except MIRError as error:
+            raise MIRError(
+                f"task {source.task}: {key}: {path}, {table.place(row)}, {name!r} holds {error}"
+            ) from None
+        if row_id in rows.numbers and not isinstance(table, _Hub):
+            first, second = table.place(rows.numbers[row_id]), table.place(row)
+            raise MIRError(
+                f"task {source.task}: {key}: {path}, {second} has the id {row_id!r} of {first}: an id "
+                "names one row"
+            )
+        rows.numbers.setdefault(row_id, row)
+    return rows
 
 
-_FILES = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tar": "webdataset",
-}
+def _named(source: Source, name: str) -> str:
+    return f"task {source.task}: mir_{source.role}_dataset {name}"
 
 
-def _read(path: str, source: Source) -> tuple[datasets.Dataset, str | None]:
-    """One split, without fetching the files of the others, and the column that names its rows.
+def _path_of(name: str) -> str:
+    """Where to read a data set from: this package, the data root, or as named."""
+    if name.startswith("mir_task:"):
+        return str(PACKAGE / name.removeprefix("mir_task:"))
+    return _under_data_root(name) or str(Path(name).expanduser())
+
+
+def _under_data_root(name: str) -> str | None:
+    """The folder of a data set in the data root, where there is one and no path of that name here."""
+    root = os.environ.get(DATA_ROOT)
+    if not root or Path(name).exists() or not (Path(root) / name).is_dir():
+        return None
+    return str(Path(root) / name)
+
+
+def _read_local(path: str, name: str, source: Source) -> Table | None:
+    """The rows of a file, a pattern of files or a plain folder; None where the name is a data set's.
+
+    Raises:
+        MIRError: they cannot be read, or the name is a path that is not there.
+    """
+    paths = matching(path)
+    if paths and not paths[0].is_dir():
+        if kind_of(paths[0].name) is None:
+            raise MIRError(f"{name} is neither a folder nor a file of {', '.join(ENDINGS)}")
+        return read_table(paths)
+    if not Path(path).is_dir():
+        if _is_local(name):
+            raise MIRError(f"{name} is not there{_near(Path(path))}")
+        return None
+    if source.data_set or _under_data_root(name) == path:
+        return None
+    return read_folder(Path(path), source.kind, source.column)
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name is of a path here, and not of a data set of the Hub."""
+    return (
+        name.startswith(("/", "~", ".", "mir_task:"))
+        or kind_of(name) is not None
+        or kind_of_file(name) is not None
+        or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
+    )
+
+
+def _near(path: Path) -> str:
+    """What lies where a path was looked for."""
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    there = sorted(other.name for other in parent.iterdir() if not other.name.startswith("."))
+    close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5) or there[:5]
+    return f": {parent.resolve()} holds {', '.join(close)}" if close else ""
+
+
+def _read_hub(path: str, source: Source) -> Table:
+    """One split, without fetching the files of the others.
 
     Raises:
         FileNotFoundError: there is no such data set.
         ConnectionError: the Hub cannot be reached.
-        MIRError: there is no such split.
+        MIRError: there is no such split, or a folder holds files and no rows.
     """
-    if (builder := _FILES.get(Path(path).suffix)) is not None:
-        table = datasets.load_dataset(builder, data_files=path, split="train")
-        return table, "__key__" if builder == "webdataset" else None
-    if Path(path).is_dir() and (listed := _listed(Path(path), source)) is not None:
-        return listed, "id"
-    files = datasets.load_dataset_builder(path, source.config).config.data_files
+    builder = datasets.load_dataset_builder(path, source.config)
+    files = builder.config.data_files
+    if Path(path).is_dir() and isinstance(builder, FolderBasedBuilder):
+        raise MIRError(
+            f"{path} holds files and no rows: leave out mir_{source.role}_split and "
+            f"mir_{source.role}_config to read it as a folder"
+        )
     if not files:  # a copy in the cache of the Hub's client, read offline
-        return datasets.load_dataset(path, source.config, split=source.split), None
+        return _Hub(datasets.load_dataset(path, source.config, split=source.split))
     if source.split not in files:
         raise MIRError(
-            f"task {source.task}: mir_{source.role}_split is {source.split!r}, which {path} does not "
-            f"have; it has {', '.join(files)}"
+            f"{path}: mir_{source.role}_split is {source.split!r}, which it does not have; it has "
+            f"{', '.join(files)}"
         )
     table = datasets.load_dataset(
         path,
@@ -139,48 +278,4 @@ def _read(path: str, source: Source) -> tuple[datasets.Dataset, str | None]:
         split=source.split,
         verification_mode="no_checks",
     )
-    return table, None
-
-
-def _listed(folder: Path, source: Source) -> datasets.Dataset | None:
-    """The files of a plain folder, a row each: path or text, and as `id` the name without its ending.
-
-    None where the folder holds a data set in files of its own.
-    """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    if any(path.suffix in _FILES or path.suffix == ".arrow" for path in paths):
-        return None
-    wanted = _COLUMNS if source.role == "media" else ("text",)
-    chosen = [path for path in paths if _kind(path) in wanted]
-    if not chosen:
-        kinds = " or ".join(wanted)
-        raise MIRError(
-            f"task {source.task}: mir_{source.role}_dataset {folder} holds no {kinds} files among its "
-            f"{len(paths)} files"
-        )
-    ids = [str(path.relative_to(folder).with_suffix("")) for path in chosen]
-    names = (str(path.relative_to(folder)) for path in chosen)
-    cells = list(names) if source.role == "media" else [_text(path) for path in chosen]
-    return datasets.Dataset.from_dict({"id": ids, source.column: cells})
-
-
-def _kind(path: Path) -> str:
-    if path.suffix == ".story":
-        return "text"
-    return (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
-
-
-def _text(path: Path) -> str:
-    """A text file's content; of the stories that the published script reads, what it takes of them."""
-    text = path.read_text("utf-8")
-    return text.partition("@highlight")[0].strip() if path.suffix == ".story" else text
-
-
-def _local(name: str) -> str:
-    """Where to read a data set from: this package, the data root, or as named."""
-    if name.startswith("mir_task:"):
-        return str(PACKAGE / name.removeprefix("mir_task:"))
-    root = os.environ.get(DATA_ROOT)
-    if root and (Path(root) / name).is_dir():
-        return str(Path(root) / name)
-    return name
+    return _Hub(table)

@@ -67,7 +67,9 @@ def adapter_documents(task: MIRTask, requests: list[Instance]) -> Iterator[Docum
     counted = {r.doc_id for r in requests if not r.metadata.get("__padding_only__")}
     for number, row in enumerate([*sorted(counted), *padding]):
         values, counts = rows[row], number < len(counted)
-        yield Document(values["id"], row, values["text"], task.doc_to_visual, counts, name, SPLIT)
+        yield Document(
+            values["id"], row, values["text"], task.doc_to_visual, counts, name, SPLIT, values["fault"]
+        )
 
 
 def documents_of(lm: lmms, config: Mapping[str, Any]) -> tuple[MIRTask, list[Document]]:

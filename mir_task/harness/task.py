@@ -88,7 +88,9 @@ class MIRTask(ConfigurableTask):
             if not torch.distributed.is_initialized():
                 raise
             self._no_data = error
-            drawn = datasets.Dataset.from_dict({"id": [""], "text": [""], "media": [None]})
+            drawn = datasets.Dataset.from_dict(
+                {"id": [""], "text": [""], "media": [None], "fault": [None]}
+            )
         self.dataset = datasets.DatasetDict({SPLIT: drawn})
         self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("media")})
 

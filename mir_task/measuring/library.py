@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from accelerate.utils import recursively_apply
 from loguru import logger
+from PIL import Image
 from torch import nn
 
 from mir_task.documents.document import Document, messages
+from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
 from mir_task.measuring.passes import measure_together
@@ -150,7 +152,8 @@ def _share(pairs: Any) -> Iterator[Document]:
 
 
 def _medium(pairs: Any, number: int, row: Any) -> list[Any]:
-    return [pairs[number][0]]
+    medium = pairs[number][0]
+    return [as_seen(medium) if isinstance(medium, Image.Image) else medium]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -200,8 +200,8 @@ class Reader:
 
     def _learn(self, document: Document, placement: str) -> Outcome:
         """Keep a placement and its template, if the document and a probe in its place show one."""
-        if not document.text.strip():
-            return _EMPTY
+        if (unreadable := _unreadable(document)) is not None:
+            return unreadable
         call = self._call([document], placement)
         if call.refusal or not call.prefills:
             return Rejected(self._why_nothing(call, [document]))
@@ -229,8 +229,8 @@ class Reader:
 
     def _outcomes(self, batch: list[Document], template: Template) -> list[Outcome]:
         """What the model saw of each document of one call."""
-        if not all(document.text.strip() for document in batch):
-            return [_EMPTY] * len(batch)
+        if unreadable := next(filter(None, map(_unreadable, batch)), None):
+            return [unreadable] * len(batch)
         assert self.placement is not None
         call = self._call(batch, self.placement)
         if call.refusal or not call.prefills:
@@ -295,4 +295,9 @@ class Reader:
         return f"{self.name} ran no forward of its model ({cause})"
 
 
-_EMPTY = Rejected("the text is empty; give the document a text or leave it out")
+def _unreadable(document: Document) -> Rejected | None:
+    if document.fault is not None:
+        return Rejected(document.fault)
+    if not document.text.strip():
+        return Rejected("the text is empty; give the document a text or leave it out")
+    return None

@@ -232,12 +232,12 @@ class _Counting:
         """The documents whose texts the model cannot take for media; the others are rejected by name."""
         kept = []
         for document in documents:
-            found = next((mark for mark in reader.placeholders if mark in document.text), None)
-            if found is None:
-                kept.append(document)
-            else:
-                reason = f"its text holds {found!r}, which stands for a medium in this model's prompts"
+            mark = next((mark for mark in reader.placeholders if mark in document.text), None)
+            if mark is not None:
+                reason = f"its text holds {mark!r}, which stands for a medium in this model's prompts"
                 self.reject(document, Rejected(f"{reason}; take it out of the text"))
+            else:
+                kept.append(document)
         return kept
 
     def within_context(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:

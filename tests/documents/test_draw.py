@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import sys
@@ -11,8 +12,9 @@ import scipy.io.wavfile
 from PIL import Image
 
 from mir_task import MIRError
-from mir_task.documents.draw import documents, first_words, joined, prepare
-from mir_task.documents.media import open_image, open_media
+from mir_task.documents.cells import text_of
+from mir_task.documents.draw import documents, first_words, prepare
+from mir_task.documents.media import open_media
 from mir_task.documents.sources import PACKAGE
 from mir_task.settings import Settings
 from mir_task.tasks import mir_keys, packaged_tasks, read_task
@@ -74,12 +76,17 @@ class TestDraw:
         whole = order(list(range(30)))
         assert order(list(range(29, 9, -1))) == [i for i in whole if int(i) >= 10]
 
-    def test_the_demo_draw_is_pinned(self) -> None:
-        rows = documents("mir_demo", settings("mir_demo", mir_documents=4))
-        assert list(rows["id"]) == PINNED
-
-
-PINNED = ["045+p031", "043+p014", "022+p028", "013+p065"]
+    @pytest.mark.parametrize(
+        ("task", "first", "digest"),
+        [
+            ("mir_demo", ["045+p031", "043+p014", "022+p028", "013+p065"], "9223305fa54eea1b"),
+            ("mir_scenes", ["s001", "s086", "s050", "s073"], "fd1a5f48ce6b2310"),
+        ],
+    )
+    def test_draws_are_pinned(self, task: str, first: list[str], digest: str) -> None:
+        ids = list(documents(task, settings(task))["id"])
+        assert ids[:4] == first
+        assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == digest
 
 
 class TestTasks:
@@ -173,11 +180,11 @@ class TestBadSource:
             documents("x", settings("mir_textvqa", mir_media_column="picture"))
 
     def test_missing_split(self, root) -> None:
-        with pytest.raises(MIRError, match="mir_media_split is 'dev', which .* it has val, test"):
+        with pytest.raises(MIRError, match="mir_media_split is .dev., which .* it has val, test"):
             documents("x", settings("mir_coco", mir_media_split="dev"))
 
     def test_missing_file(self) -> None:
-        with pytest.raises(MIRError, match="x: mir_media_dataset nowhere.jsonl, .* cannot be read"):
+        with pytest.raises(MIRError, match="x: mir_media_dataset nowhere.jsonl is not there: .* holds "):
             documents("x", settings("mir_demo", mir_media_dataset="nowhere.jsonl"))
 
 
@@ -187,14 +194,18 @@ def test_first_words_keeps_what_stands_between() -> None:
 
 
 def test_captions_are_joined() -> None:
-    assert joined([" a cat. ", "A cat\n"]) == "a cat. A cat"
-    assert joined(" kept ") == " kept "
+    assert text_of([" a cat. ", "A cat\n"]) == "a cat. A cat"
+    assert text_of(" kept ") == " kept "
 
 
 def encoded(image: Image.Image, form: str, **options) -> dict:
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return {"bytes": stream.getvalue(), "path": None}
+
+
+def open_image(cell: dict) -> Image.Image:
+    return open_media(cell, "image")
 
 
 def photograph() -> Image.Image:
@@ -334,7 +345,7 @@ class TestVideosAndAudio:
             open_media(cell, modality)
         other = "audio" if modality == "image" else "image"
         keys = {
-            **self.settings(tmp_path / "rows.parquet", other).model_dump(),
+            **self.settings(tmp_path / "rows.parquet", other).keys(),
             "mir_media_column": modality,
         }
         message = f"holds {modality} and mir_modality is {other}; set mir_modality: {modality}, or"
@@ -382,8 +393,9 @@ class TestVideosAndAudio:
         keys = Settings.of(
             "x", {"mir_media_dataset": str(path), "mir_modality": "audio", "mir_documents": 1}
         )
-        with pytest.raises(MIRError, match=r"a file, .* in each row of mir_media_column; found list"):
-            documents("x", keys)
+        (fault,) = documents("x", keys)["fault"]
+        assert fault.startswith(f"mir_media_column: {path}, line ")
+        assert fault.endswith("'audio' holds list [0.1, 0.2], no file and no path of one")
 
     def test_soundfile_that_is_missing_is_named(self, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, "soundfile", None)

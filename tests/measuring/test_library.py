@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mir_task
 from mir_task.errors import MIRError
@@ -105,6 +106,25 @@ def test_pairs_may_be_a_generator_or_read_one_by_one(llava_model, pairs) -> None
 
     values = [mir_task.measure(*llava_model, p, bars=False).mir for p in (pairs, iter(pairs), Rows())]
     assert values[0] == values[1] == values[2]
+
+
+def test_pictures_are_seen_as_tasks_see_them(llava_model, pairs) -> None:
+    """Turned as EXIF says, and of any depth."""
+    model, processor = llava_model
+    turned, deep, plain = [], [], []
+    for image, text in pairs[:3]:
+        lying = image.transpose(Image.Transpose.ROTATE_90)
+        lying.getexif()[0x0112] = 6
+        turned.append((lying, text))
+        grey = np.asarray(image.convert("L"))
+        plain.append((Image.fromarray(grey).convert("RGB"), text))
+        deep.append((Image.fromarray((grey.astype(np.uint16) << 8) + 255), text))
+    upright, from_exif, of_plain, of_deep = (
+        mir_task.measure(model, processor, some, bars=False, groups=0).mir
+        for some in (pairs[:3], turned, plain, deep)
+    )
+    assert from_exif == pytest.approx(upright, abs=1e-9)
+    assert of_deep == pytest.approx(of_plain, abs=1e-2)
 
 
 def test_a_wrapped_model(llava_model, pairs) -> None:

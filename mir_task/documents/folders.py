@@ -1,0 +1,86 @@
+"""Folders of media or of texts: one row a file, whatever else lies beside it."""
+
+import unicodedata
+from pathlib import Path
+
+from mir_task.documents.tables import Listed, decoded, is_hidden, natural_order
+from mir_task.errors import MIRError
+
+KINDS = {
+    "image": (
+        *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    ),
+    "video": (
+        *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"),
+        *(".webm", ".wmv"),
+    ),
+    "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
+    "text": (".txt", ".story"),
+}
+"""Endings of files by what they hold, in any case; the same on every machine."""
+_OF_A_PROJECT = {
+    "readme",
+    "license",
+    "licence",
+    "notice",
+    "changelog",
+    "requirements",
+    "copying",
+    "authors",
+}
+"""Names of texts that are about a folder and not in it."""
+
+
+def kind_of_file(name: str) -> str | None:
+    """What a file holds by its ending; None where it does not say."""
+    ending = Path(name).suffix.lower()
+    return next((kind for kind, endings in KINDS.items() if ending in endings), None)
+
+
+def read_folder(folder: Path, kind: str, column: str) -> Listed:
+    """The files of one kind in a folder and below, in natural order.
+
+    Hidden files, those of systems, and texts such as README.txt are left out.
+
+    Args:
+        folder: with files.
+        kind: of `KINDS`.
+        column: for a file's path in the folder, or its text.
+
+    Returns:
+        `id` is the path without its ending.
+
+    Raises:
+        MIRError: no such file, two of one id, or a text that is not UTF-8.
+    """
+    paths = natural_order(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    seen = [path for path in paths if not is_hidden(path)]
+    chosen = [path for path in seen if kind_of_file(path.name) == kind and not _of_a_project(path, kind)]
+    if not chosen:
+        others = ", ".join(str(path) for path in seen[:3])
+        raise MIRError(
+            f"{folder} holds no {kind} files ({', '.join(KINDS[kind])}) among its {len(seen)} files"
+            + (f": {others}{', …' if len(seen) > 3 else ''}" if others else "")
+        )
+    rows: dict[str, Path] = {}
+    for path in chosen:
+        name = unicodedata.normalize("NFC", str(path.with_suffix("")))
+        if name in rows:
+            raise MIRError(
+                f"{folder} holds {rows[name]} and {path}, which are one id: rename one of them"
+            )
+        rows[name] = path
+    cells = {name: str(path) if kind != "text" else _text(folder / path) for name, path in rows.items()}
+    listed = [{"id": name, column: cell} for name, cell in cells.items()]
+    return Listed(listed, [f"the file {path}" for path in rows.values()], "id")
+
+
+def _of_a_project(path: Path, kind: str) -> bool:
+    return kind == "text" and path.stem.lower() in _OF_A_PROJECT
+
+
+def _text(path: Path) -> str:
+    """A text file's content; of the stories that the published script reads, what it takes of them."""
+    text = decoded(path.read_bytes(), str(path))
+    return text.partition("@highlight")[0].strip() if path.suffix.lower() == ".story" else text
