@@ -1,5 +1,6 @@
 """MIR while a model trains: `MIRCallback` for the Hugging Face Trainer."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -162,7 +163,9 @@ def flat(result: MIRResult) -> dict[str, float]:
 
 def improves(result: MIRResult, best: MIRResult, min_delta: float) -> bool:
     """Whether MIR fell by more than `min_delta` and twice the standard error of the difference."""
-    pairs = zip(result.left_out_mir, best.left_out_mir, strict=True)
-    differences = [new - old for new, old in pairs]
-    noise = jackknife_stderr(differences) if differences else 0.0
+    if len(result.left_out_mir) == len(best.left_out_mir) > 1:
+        pairs = zip(result.left_out_mir, best.left_out_mir, strict=True)
+        noise = jackknife_stderr([new - old for new, old in pairs])
+    else:  # a measurement without groups, as where documents were few: both errors as far as known
+        noise = math.hypot(result.mir_stderr or 0.0, best.mir_stderr or 0.0)
     return best.mir - result.mir > max(min_delta, 2 * noise)

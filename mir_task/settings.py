@@ -58,6 +58,8 @@ class MeasureSettings(BaseModel):
     outliers: Literal["replace", "drop"] = "replace"
     on_error: Literal["stop", "skip"] = "stop"
     """What a document that cannot be measured does to the run."""
+    min_documents: int | None = Field(default=None, ge=1)
+    """Documents that have to be measured where others are skipped; half of them if not given."""
     groups: int | None = Field(default=None, ge=0)
     """Groups of the jackknife behind `mir_stderr`; 0 for none. 5 where a layer's sums fit with them, if
     not given."""

@@ -29,9 +29,20 @@ def packaged_tasks() -> dict[str, Path]:
 
 
 def tasks_in(folder: Path) -> dict[str, Path]:
-    """YAML file of each MIR task in a folder and below, by the task's name."""
+    """YAML file of each MIR task in a folder and below, by the task's name.
+
+    Raises:
+        MIRError: a file that cannot be read, or one of a task without a name.
+    """
     configs = {path: _read(path) for path in sorted(folder.rglob("*.yaml"))}
-    return {config["task"]: path for path, config in configs.items() if mir_keys(config)}
+    tasks: dict[str, Path] = {}
+    for path, config in configs.items():
+        if mir_keys(config):
+            name = config.get("task")
+            if not isinstance(name, str):
+                raise MIRError(f"{path} has keys of a MIR task and no name of one: give it `task: NAME`")
+            tasks[name] = path
+    return tasks
 
 
 def groups_in(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -74,7 +85,10 @@ def read_task(path: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config = yaml.load(path.read_text("utf-8"), _Loader)
+    try:
+        config = yaml.load(path.read_text("utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise MIRError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -173,6 +173,15 @@ def test_an_improvement_is_beyond_the_noise_of_the_difference() -> None:
     assert improves(result_of(9.9, []).model_copy(update={"leave_one_group_out": ()}), bare, 0.0)
 
 
+def test_a_measurement_without_groups_compares_by_the_errors_that_are_known() -> None:
+    best = result_of(10.0, [9.0, 11.0])
+    none = {"leave_one_group_out": ()}
+    without = [result_of(total, []).model_copy(update=none) for total in (9.9, 5.0)]
+    assert not improves(without[0], best, 0.0)
+    assert improves(without[1], best, 0.0)
+    assert not improves(best, without[0], 0.0)
+
+
 class Failing(list):
     """Pairs that cannot be read from some reading on."""
 

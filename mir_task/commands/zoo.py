@@ -1,12 +1,12 @@
 """`mir-task zoo`: every model of a list, and the leaderboard of what they left."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mir_task.commands.reports import runs_in
 from mir_task.commands.zoo_list import LAUNCHERS, Options, read, shell_commands
@@ -87,8 +87,7 @@ def zoo(
             raise click.UsageError(f"no run is named {', '.join(sorted(unknown))} in {models}")
         runs = [run for run in runs if run.name in only]
     if print_commands:
-        arguments = [word for word in sys.argv[2:] if word not in ("--print-commands", str(models))]
-        click.echo("\n".join(shell_commands(models, runs, arguments)))
+        click.echo("\n".join(shell_commands(models, runs, _given(click.get_current_context()))))
         return
     batch = Zoo(runs, folder, Options(**options))
     if dry_run:
@@ -108,6 +107,24 @@ def zoo(
         click.echo(f"\n{leaderboard.markdown(board)}")
     if any("failed" in outcome.state for outcome in outcomes):
         raise SystemExit(1)
+
+
+def _given(context: click.Context) -> list[str]:
+    """The options that were given, but for those that choose among the models."""
+    words = []
+    for parameter in context.command.params:
+        value, name = context.params[str(parameter.name)], parameter.opts[0]
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if not given or parameter.name in ("models", "only", "print_commands", "dry_run"):
+            continue
+        if isinstance(value, dict):
+            words += [word for key, each in value.items() for word in (name, f"{key}={each}")]
+        elif isinstance(value, bool):
+            words.append(name)
+        else:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [name, ",".join(value) if isinstance(value, tuple) else text]
+    return words
 
 
 def progress_line(outcome: Outcome, so_far: Sequence[Outcome], total: int, at_once: int) -> str:

@@ -105,7 +105,7 @@ def shell_commands(path: Path, runs: Iterable[Run], arguments: Sequence[str]) ->
     Args:
         path: of the list.
         runs: of the list.
-        arguments: of `mir-task zoo` besides the list, as they were given.
+        arguments: of `mir-task zoo` besides the list and the names of runs.
     """
     start = ["mir-task", "zoo", str(path)]
     return [shlex.join([*start, "--only", run.name, *arguments]) for run in runs]

@@ -20,7 +20,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from mir_task.documents.media import soundfile_package, with_bytes
+from mir_task.documents.media import open_media, soundfile_package, with_bytes
 from mir_task.documents.sources import DATA_ROOT, Rows, Source, load
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
@@ -79,10 +79,13 @@ def prepare(task: str, settings: Settings, folder: Path) -> Path:
     drawn = _draw_documents(task, settings)
     if settings.on_error == "stop" and (fault := next(filter(None, drawn["fault"]), None)):
         raise MIRError(f"task {task}: {fault}")
-    cells = [
-        cell if fault else with_bytes(cell)
-        for cell, fault in zip(drawn["media"], drawn["fault"], strict=True)
-    ]
+    cells = []
+    for row in drawn:
+        cell = row["media"]
+        if row["fault"] is None:
+            cell = with_bytes(cell)
+            open_media(cell, settings.modality)  # so that nothing but media is carried along
+        cells.append(cell)
     table = datasets.Dataset.from_dict({**drawn[:], "media": cells}, features=FEATURES).data.table
     fixed = json.dumps(_fixed(settings)).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: fixed})

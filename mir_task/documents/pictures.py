@@ -1,6 +1,9 @@
 """Pictures as adapters take them: RGB, upright, of any mode and depth."""
 
+import contextlib
 import io
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from mir_task.errors import MIRError
 
+_pillow = threading.Lock()
 # Tags of TIFF: bits of a sample, the largest sample of whole and of other numbers, and the orientation.
 _BITS, _LARGEST, _LARGEST_FLOAT, _ORIENTATION = 258, 281, 341, 274
 
@@ -18,17 +22,27 @@ def open_image(file: io.BytesIO | str | Path) -> Image.Image:
     Raises:
         MIRError: the file cannot be read in full, or holds no picture.
     """
-    # The harness lets Pillow fill up truncated files, which would measure grey areas.
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with Image.open(file) as image:
+        with _in_full(), Image.open(file) as image:
             return as_seen(image)
     except MIRError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MIRError(f"the image cannot be read ({error}); replace or leave out the file") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+@contextlib.contextmanager
+def _in_full() -> Iterator[None]:
+    """Have Pillow refuse truncated files, which the harness lets it fill up with grey areas.
+
+    One thread at a time, so that each puts back what it found.
+    """
+    with _pillow:
+        tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 def as_seen(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -180,17 +181,42 @@ def _quiet() -> Iterator[list[str]]:
     history = gen_metrics._THROUGHPUT_METRICS_HISTORY
     recorded = len(history)
     sink = logger.add(lambda message: complaints.append(message.record["message"]), level="ERROR")
-    logger.disable(gen_metrics.__name__)
-    start_bar = tqdm.__init__
+    with _hidden_bars():
+        logger.disable(gen_metrics.__name__)
+        try:
+            yield complaints
+        finally:
+            logger.enable(gen_metrics.__name__)
+            logger.remove(sink)
+            del history[recorded:]
 
-    def hidden_bar(bar: tqdm, *args: Any, **kwargs: Any) -> None:
-        start_bar(bar, *args, **{**kwargs, "disable": True})
 
-    tqdm.__init__ = hidden_bar
+_bars = threading.Lock()
+_hiding: list[int] = []
+"""Threads that hide their bars."""
+_plain: list[Any] = []
+"""How bars start, while a thread hides its own."""
+
+
+@contextlib.contextmanager
+def _hidden_bars() -> Iterator[None]:
+    """Hide the progress bars of this thread; the last thread puts back how bars start."""
+    thread = threading.get_ident()
+
+    def start(bar: tqdm, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() in _hiding:
+            kwargs["disable"] = True
+        _plain[0](bar, *args, **kwargs)
+
+    with _bars:
+        if not _hiding:
+            _plain[:] = [tqdm.__init__]
+            tqdm.__init__ = start
+        _hiding.append(thread)
     try:
-        yield complaints
+        yield
     finally:
-        tqdm.__init__ = start_bar
-        logger.enable(gen_metrics.__name__)
-        logger.remove(sink)
-        del history[recorded:]
+        with _bars:
+            _hiding.remove(thread)
+            if not _hiding:
+                tqdm.__init__ = _plain[0]

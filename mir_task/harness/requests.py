@@ -4,6 +4,7 @@ import functools
 import inspect
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mir_task.harness.task import SPLIT, MIRTask
 from mir_task.measuring.passes import Measurement, measure_together
 from mir_task.measuring.processes import all_gather, on_every_rank, rank, world_size
 from mir_task.reports.report import write_report
+
+_SECRET = re.compile(r"(\w*(?:key|token|secret|password|auth)\w*)=[^,]*", re.IGNORECASE)
 
 
 def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str, int]]]:
@@ -149,6 +152,13 @@ def _conclude(lm: lmms, task: MIRTask, measured: Measurement) -> None:
             logger.error(f"{name}: side file or plot could not be written: {error}")
 
 
+def without_secrets(arguments: Any) -> str:
+    """Model arguments as text, without the values of keys that name a secret."""
+    if isinstance(arguments, Mapping):
+        arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
+    return _SECRET.sub(r"\1=[REDACTED]", str(arguments))
+
+
 def _run_of_the_harness() -> dict[str, Any]:
     """What the running `simple_evaluate` was called with.
 
@@ -169,7 +179,7 @@ def _run_of_the_harness() -> dict[str, Any]:
     arguments = values.get("model_args") or ""
     name = tracker.general_config_tracker.model_name if tracker is not None else ""
     # The harness keeps keys and tokens out of its results; so does the side file.
-    redact = (frame.f_globals if frame else {}).get("_redact_eval_config_secrets", str)
+    redact = (frame.f_globals if frame else {}).get("_redact_eval_config_secrets", without_secrets)
     return {
         "model": model if isinstance(model, str) else type(model).__name__,
         "model_args": redact(arguments),

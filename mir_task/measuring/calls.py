@@ -21,6 +21,8 @@ class Call(NamedTuple):
     errors: list[Exception]
     complaints: list[str]
     """Errors that were logged."""
+    of_media: list[Exception]
+    """Those of the errors that came while a medium was read."""
 
     @property
     def refusal(self) -> MIRError | None:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
 from mir_task.measuring.passes import measure_together
+from mir_task.measuring.plan import device_of
 from mir_task.measuring.processes import on_every_rank, rank, world_size
 from mir_task.measuring.reader import Reader
 from mir_task.result import MIRResult
@@ -64,18 +66,36 @@ def measure(
     Raises:
         MIRError: on every process alike, when the model, a setting or a document does not do.
     """
-    chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
-    pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
-    inner = _unwrapped(model)
-    with on_every_rank():
-        documents = list(_share(pairs))
-    make = functools.partial(_Processor, inner, processor, chosen, encode)
-    with undisturbed(inner):
-        measured = measure_together(make, documents, chosen, name, bars=bars)
+    with _in_keywords():
+        chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
+        pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
+        inner = _unwrapped(model)
+        with on_every_rank():
+            documents = list(_share(pairs))
+        make = functools.partial(_Processor, inner, processor, chosen, encode)
+        with undisturbed(inner):
+            measured = measure_together(make, documents, chosen, name, bars=bars, words=_of_keywords)
     if rank() == 0:
         for warning in measured.log.warnings(measured.result, chosen.modality):
-            logger.warning(f"{name}: {warning}")
+            logger.warning(f"{name}: {_of_keywords(warning)}")
     return measured.result
+
+
+def _of_keywords(message: str) -> str:
+    """A message in the names of this function's arguments, not in those of a task's keys."""
+    message = re.sub(r"[Ss]et mir_text_limit \(words\)[\w ]*", "pass shorter texts", message)
+    for name in MeasureSettings.model_fields:
+        message = re.sub(rf"\bmir_{name}: (\w+)", rf"{name}=\1", message)
+        message = re.sub(rf"\bmir_{name}\b", name, message)
+    return message.replace(" in the task ", " ")
+
+
+@contextlib.contextmanager
+def _in_keywords() -> Iterator[None]:
+    try:
+        yield
+    except MIRError as error:
+        raise MIRError(_of_keywords(str(error))) from error
 
 
 class _Processor(Reader):
@@ -129,7 +149,7 @@ class _Processor(Reader):
                 add_generation_prompt=True,
             )
         weight = next(self.decoder.embedding.parameters())
-        device, dtype = weight.device, getattr(self.model, "dtype", weight.dtype)
+        device, dtype = device_of(self.decoder.embedding), getattr(self.model, "dtype", weight.dtype)
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -171,9 +191,16 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards the model and the random number generators are as before.
 
-    Of the model that is each module's mode and what its forward notes on it, such as the `rope_deltas`
-    of Qwen's models.
+    Of the model that is each module's mode, its buffers, which rotary embeddings of some models grow,
+    and what its forward notes on it, such as the `rope_deltas` of Qwen's models.
     """
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    contents = [
+        (held, held.clone())
+        for of_module in buffers.values()
+        for held in of_module.values()
+        if held is not None and not held.is_meta
+    ]
     noted = {
         module: {key: value for key, value in vars(module).items() if not key.startswith("_")}
         for module in model.modules()
@@ -189,6 +216,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
+            for module, of_module in buffers.items():
+                module._buffers.clear()
+                module._buffers.update(of_module)
+            with torch.no_grad():
+                for held, content in contents:
+                    held.copy_(content)
             for module, values in noted.items():
                 for key in [key for key in vars(module) if not key.startswith("_")]:
                     if key not in values:

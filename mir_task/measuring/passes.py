@@ -20,7 +20,7 @@ from mir_task.errors import MIRError
 from mir_task.measuring import plan
 from mir_task.measuring.processes import CONNECTED, all_gather, on_every_rank, rank
 from mir_task.measuring.reader import Reader
-from mir_task.measuring.run import DocumentLog, run_documents
+from mir_task.measuring.run import DocumentLog, reasons, run_documents
 from mir_task.metric.definition import ComputedLayer, result_of_layers
 from mir_task.result import MIRResult
 from mir_task.settings import MeasureSettings
@@ -51,6 +51,7 @@ def measure_together(
     name: str,
     *,
     bars: bool = True,
+    words: Callable[[str], str] = str,
 ) -> Measurement:
     """The result of all processes' documents, on each of them.
 
@@ -60,11 +61,12 @@ def measure_together(
         settings: what is measured and how.
         name: of the task, for bars and messages.
         bars: whether process 0 shows progress bars.
+        words: puts what is logged into the caller's terms.
 
     Raises:
         MIRError: on every process alike, when one of them cannot go on.
     """
-    run = _Passes(make_reader, documents, settings, name, bars=bars)
+    run = _Passes(make_reader, documents, settings, name, bars=bars, words=words)
     planned: plan.Pass | None = run.first
     while planned is not None:
         meter = run.count(planned)
@@ -99,7 +101,9 @@ class _Passes:
         name: str,
         *,
         bars: bool,
+        words: Callable[[str], str],
     ) -> None:
+        self._words = words
         self.documents = documents
         self.settings = settings
         self.name = name
@@ -136,7 +140,7 @@ class _Passes:
             return
         self.notes.append(text)
         if rank() == 0:
-            logger.warning(f"{self.name}: {text}")
+            logger.warning(f"{self.name}: {self._words(text)}")
 
     def count(self, planned: plan.Pass) -> MIRMeter | None:
         """Run the documents once; None if one that was counted before cannot be counted any more."""
@@ -215,11 +219,20 @@ class _Passes:
         }
 
     def _check_documents(self, meter: MIRMeter) -> None:
-        """Raise MIRError where no process has a document."""
-        parts = all_gather((len(meter), next(iter(self.log.skipped.values()), None)))
-        if not any(count for count, _ in parts):
-            reason = next((reason for _, reason in parts if reason), "the run has none")
-            raise MIRError(f"{self.name}: no document could be measured; the first: {reason}")
+        """Raise MIRError where the processes have no document, or too few."""
+        parts = all_gather((len(meter), list(self.log.skipped.values())))
+        counted = sum(count for count, _ in parts)
+        skipped = [reason for _, of_process in parts for reason in of_process]
+        if not counted:
+            found = reasons(skipped) or "the run has none"
+            raise MIRError(f"{self.name}: no document could be measured; {found}")
+        least = self.settings.min_documents
+        if counted < (len(skipped) if least is None else least):
+            raise MIRError(
+                f"{self.name}: {len(skipped)} of {counted + len(skipped)} documents could not be "
+                f"measured, so a value would be of the others alone; {reasons(skipped)}; "
+                f"mir_min_documents: {counted} in the task measures the others"
+            )
 
     def _learn_of_all(self, known: dict[int, KnownLayer]) -> None:
         """Keep what the first pass tells of all layers."""

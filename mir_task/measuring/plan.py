@@ -89,7 +89,7 @@ class Pass(NamedTuple):
 
 def layer_devices(decoder: Decoder) -> dict[int, torch.device]:
     """Device on which each decoder layer runs, by its 1-based number."""
-    return {number: _device(layer) for number, layer in enumerate(decoder.layers, start=1)}
+    return {number: device_of(layer) for number, layer in enumerate(decoder.layers, start=1)}
 
 
 def shape(decoder: Decoder) -> Shape:
@@ -250,15 +250,15 @@ def _by_device(
     return found
 
 
-def _device(layer: nn.Module) -> torch.device:
-    """Of a layer's parameters, or where accelerate runs them if they are offloaded."""
-    for module in layer.modules():
-        execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+def device_of(module: nn.Module) -> torch.device:
+    """Of a module's parameters, or where accelerate runs them if they are offloaded."""
+    for part in module.modules():
+        execution = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if execution is not None:
             return (
                 torch.device("cuda", execution)
                 if isinstance(execution, int)
                 else torch.device(execution)
             )
-    found = next((parameter.device for parameter in layer.parameters()), HOST)
+    found = next((parameter.device for parameter in module.parameters()), HOST)
     return HOST if found.type == "meta" else found

@@ -40,6 +40,10 @@ class Rejected(NamedTuple):
     """Why one document could not be measured."""
 
     reason: str
+    own: bool = False
+    """Whether the cause is the document's own row or medium."""
+    alike: bool = False
+    """Whether another document failed alike, so that the cause is the model's or its options'."""
 
 
 Outcome = Seen | Rejected
@@ -179,12 +183,15 @@ class Reader:
     def _first(self, document: Document, probe: Document | None) -> Outcome:
         """Go through the placements, and keep the first that works on either document."""
         reasons: dict[str, str] = {}
+        alike = probe is not None
         for placement in [self.placement] if self.placement else self._placements:
             outcome = self._learn(document, placement)
             if self._template is None and probe is not None:
-                self._learn(probe, placement)
+                other = self._learn(probe, placement)
                 if self._template is not None:  # so it was the document, or an accident
                     (outcome,) = self._outcomes([document], self._template)
+                else:
+                    alike = alike and outcome == other
             if self._template is not None:
                 self.notes = [
                     f"{self.name} does not do {tried} ({reason}); the text is placed by {placement}"
@@ -193,10 +200,12 @@ class Reader:
                 return outcome
             assert isinstance(outcome, Rejected)
             reasons[placement] = outcome.reason
+            own = outcome.own
+        alike = alike and not own
         if len(set(reasons.values())) == 1:
-            return Rejected(next(iter(reasons.values())))
+            return Rejected(next(iter(reasons.values())), own, alike)
         tried = "; ".join(f"{placement}: {reason}" for placement, reason in reasons.items())
-        return Rejected(f"no placement of the text works ({tried})")
+        return Rejected(f"no placement of the text works ({tried})", own, alike)
 
     def _learn(self, document: Document, placement: str) -> Outcome:
         """Keep a placement and its template, if the document and a probe in its place show one."""
@@ -204,7 +213,7 @@ class Reader:
             return unreadable
         call = self._call([document], placement)
         if call.refusal or not call.prefills:
-            return Rejected(self._why_nothing(call, [document]))
+            return Rejected(self._why_nothing(call, [document]), own=bool(call.of_media))
         try:
             probe = probe_for(document.text, self.tokenizer)
             probed = self._call([document._replace(text=probe)], placement)
@@ -270,17 +279,17 @@ class Reader:
         """One call of `send`."""
         capture = self._capture
         assert capture is not None, "documents run within `capturing`"
-        errors, complaints = list[Exception](), list[str]()
+        of_media, errors, complaints = list[Exception](), list[Exception](), list[str]()
         capture.take()
         capture.failures.clear()
         forwards, steps = capture.forwards, capture.steps
         try:
             with torch.no_grad():
-                complaints = self.send([watching_media(d, errors) for d in batch], placement)
+                complaints = self.send([watching_media(d, of_media) for d in batch], placement)
         except Exception as error:  # noqa: BLE001 - reported with the document's id
             errors.append(error)
         ran = (capture.forwards - forwards, capture.steps - steps)
-        return Call(capture.take(), ran, [*capture.failures, *errors], complaints)
+        return Call(capture.take(), ran, [*capture.failures, *of_media, *errors], complaints, of_media)
 
     def _why_nothing(self, call: Call, batch: list[Document]) -> str:
         if reason := call.reason(document.text for document in batch):
@@ -297,7 +306,7 @@ class Reader:
 
 def _unreadable(document: Document) -> Rejected | None:
     if document.fault is not None:
-        return Rejected(document.fault)
+        return Rejected(document.fault, own=True)
     if not document.text.strip():
-        return Rejected("the text is empty; give the document a text or leave it out")
+        return Rejected("the text is empty; give the document a text or leave it out", own=True)
     return None

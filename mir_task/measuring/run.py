@@ -92,7 +92,7 @@ class DocumentLog:
         if self.skipped:
             found.append(
                 f"{len(self.skipped)} document(s) could not be measured and are left out: "
-                f"{_named(self.skipped)}"
+                f"{_named(self.skipped)}. {reasons(self.skipped.values())}"
             )
         changed = {i: document["text_changes"] for i, document in self.documents.items()}
         if changed := {i: changes for i, changes in changed.items() if changes}:
@@ -107,6 +107,13 @@ class DocumentLog:
                 f"measured: {_named(cut)}. Set mir_text_limit (words) to choose the length yourself"
             )
         return found
+
+
+def reasons(found: Iterable[str]) -> str:
+    """Reasons with how many documents have each, the commonest first."""
+    counted = Counter(found).most_common()
+    parts = [f"{count} of them: {reason}" for reason, count in counted[:3]]
+    return "; ".join([*parts, *([f"{len(counted) - 3} more reasons"] if len(counted) > 3 else [])])
 
 
 def _named(ids: Iterable[str]) -> str:
@@ -184,6 +191,11 @@ class _Counting:
         self.text_rows = settings.text_rows
 
     def reject(self, document: Document, rejected: Rejected) -> None:
+        if rejected.alike:
+            raise MIRError(
+                f"{rejected.reason}; the first documents fail alike, so the cause is the model or the "
+                "options that it was loaded with"
+            )
         message = f"document {document.id!r}: {rejected.reason}"
         if not self.skip_failures:
             raise MIRError(f"{message} {_SKIP_HINT}")

@@ -97,10 +97,13 @@ def token_norms(layers: Mapping[str, Mapping[int, Tensor]]) -> dict[str, list[Te
         for number, part in zip(layers[modality], parts, strict=True)
         if not part.isfinite().all()
     )
-    raise MIRError(
-        f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; "
-        "load the model in bfloat16 or float32 (float16 overflows in many models)"
+    dtype = next(iter(layers[modality].values())).dtype
+    way = (
+        "float16 overflows in many models: load the model in bfloat16 or float32"
+        if dtype == torch.float16
+        else f"its weights or what it was given are not finite, in {str(dtype).removeprefix('torch.')}"
     )
+    raise MIRError(f"layer {layer}: NaN or infinity in the hidden states of {modality} tokens; {way}")
 
 
 class Modality(NamedTuple):

@@ -143,7 +143,7 @@ def read_runs(folders: Iterable[Path]) -> Runs:
     }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:
-            if "_mir_" in path.name:
+            if "_mir_" in path.name and not path.name.startswith("samples_"):  # of `mir-task samples`
                 records.append(read_record(path))
             elif path.name.endswith("_results.json"):
                 found, of_run = _read_results(path)

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from mir_task.documents.media import open_image
+from mir_task.documents.media import open_media
 from mir_task.documents.sources import PACKAGE
 
 
@@ -20,7 +20,7 @@ def _images() -> list[dict[str, Any]]:
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     """The scene that the question is about."""
-    return [open_image(_images()[doc["scene"]])]
+    return [open_media(_images()[doc["scene"]], "image")]
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

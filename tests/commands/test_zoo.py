@@ -146,18 +146,32 @@ def models(tmp_path) -> Path:
     return listed(tmp_path, tmp_path / "one", tmp_path / "two")
 
 
-def test_dry_run_and_commands_for_a_scheduler(models, tmp_path, monkeypatch) -> None:
+def test_dry_run_and_commands_for_a_scheduler(models, tmp_path) -> None:
     names = [run.name for run in read(models)]
     out = ["--output_path", str(tmp_path / "out")]
     printed = CliRunner().invoke(main, ["zoo", str(models), *out, "--dry-run"])
     assert printed.output.splitlines() == [f"{name}: would run" for name in names]
-    command = ["mir-task", "zoo", str(models), *out, "--print-commands", "--time-limit", "2h"]
-    monkeypatch.setattr("sys.argv", command)
-    printed = CliRunner().invoke(main, command[1:])
+    command = ["zoo", str(models), *out, "--print-commands", "--time-limit", "2h", "--env", "A=b c"]
+    printed = CliRunner().invoke(main, command)
     start = f"mir-task zoo {models} --only "
-    assert printed.output.splitlines() == [
-        f"{start}{name} --output_path {tmp_path / 'out'} --time-limit 2h" for name in names
+    rest = f"--output_path {tmp_path / 'out'} --time-limit 7200 --env 'A=b c'"
+    assert printed.output.splitlines() == [f"{start}{name} {rest}" for name in names]
+
+
+def test_commands_are_of_one_run_each_however_the_list_is_spelled(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(models.parent)
+    names = [run.name for run in read(models)]
+    chosen = [word for name in names for word in ("--only", name)]
+    spelled = ["zoo", f"./{models.name}", "--gpus=0,1", "--retry-failed", *chosen]
+    printed = CliRunner().invoke(main, [*spelled, "--output_path=out", "--print-commands"])
+    lines = printed.output.splitlines()
+    assert lines == [
+        f"mir-task zoo {models.name} --only {name} --output_path out --gpus 0,1 --retry-failed"
+        for name in names
     ]
+    for line, name in zip(lines, names, strict=True):  # each is a command that runs that one
+        again = CliRunner().invoke(main, [*line.split()[1:], "--dry-run"])
+        assert again.output == f"{name}: would run\n"
 
 
 def test_a_run_is_another_with_other_arguments_or_tasks(models) -> None:

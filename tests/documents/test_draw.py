@@ -273,6 +273,21 @@ class TestImages:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def test_threads_put_back_how_truncated_files_are_read() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import ImageFile
+
+    cell = encoded(photograph(), "PNG")
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(open_image, [cell] * 64))
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 class TestVideosAndAudio:
     def settings(self, source, modality: str) -> Settings:
         return Settings.of(
@@ -411,3 +426,12 @@ def test_data_in_ordinary_shapes(tmp_path) -> None:
     assert rows["7"]["text"] == "hello"
     assert rows["8"]["text"] == ""
     assert open_image(rows["7"]["media"]).size == photograph().size
+
+
+def test_a_copy_carries_media_alone(tmp_path) -> None:
+    (tmp_path / "secret.txt").write_text("a key")
+    (tmp_path / "rows.jsonl").write_text('{"image": "secret.txt", "text": "t"}\n')
+    keys = {"mir_media_dataset": str(tmp_path / "rows.jsonl"), "mir_documents": 1}
+    with pytest.raises(MIRError, match="the image cannot be read"):
+        prepare("x", Settings.of("x", keys), tmp_path / "copies")
+    assert not (tmp_path / "copies" / "x.parquet").exists()

@@ -285,7 +285,9 @@ class TestBadInput:
         checkpoint = evaluate.variant(
             llava, tmp_path / "mute", template=lambda t: t.replace("<image>", "")
         )
-        self.fails(evaluate.load(checkpoint), r"document '.*': ValueError: .*[Ii]mage")
+        self.fails(
+            evaluate.load(checkpoint), r"ValueError: .*[Ii]mage.* the cause is the model or the options"
+        )
 
     def test_no_vision_rows(self, llama_vision) -> None:
         lm = evaluate.load(llama_vision, model="llama_vision")
@@ -317,11 +319,46 @@ class TestBadInput:
         assert report["skipped"]["doc3"].startswith("the image cannot be read")
         assert results["results"]["mir_test"]["mir,none"] == report["mir"]
 
+    def test_more_than_half_skipped_is_an_error(self, adapter, documents, tmp_path) -> None:
+        keys = documents([PROSE[0], PROSE[1], "", "", ""], images={2: b"none"})
+        self.fails(
+            adapter(),
+            "3 of 5 documents could not be .* 3 of them: the text is empty.*mir_min_documents: 2",
+            **keys,
+            mir_on_error="skip",
+        )
+        task = evaluate.task(**keys, mir_on_error="skip", mir_min_documents=2)
+        evaluate.evaluate(adapter(), task, output=tmp_path / "out")
+        report = evaluate.report(tmp_path / "out")
+        assert len(report["documents"]) == 2
+        (warning,) = [w for w in report["warnings"] if "left out" in w]
+        assert "3 of them: the text is empty" in warning
+
+    def test_what_fails_for_all_is_told_once_without_a_document(self, adapter, documents) -> None:
+        def broken(*arguments, **keywords):
+            raise AssertionError("batches of one only")
+
+        for keys in ({}, {"mir_on_error": "skip"}):
+            lm = adapter()
+            lm._model.generate = broken
+            with pytest.raises(MIRError) as raised:
+                evaluate.evaluate(lm, evaluate.task(**keys))
+            message = str(raised.value)
+            assert "AssertionError: batches of one only" in message
+            assert "the cause is the model or the options that it was loaded with" in message
+            assert "mir_on_error" not in message
+            assert "document '" not in message
+
+    def test_two_bad_documents_are_no_fault_of_the_model(self, adapter, documents, tmp_path) -> None:
+        keys = documents(["", "", *PROSE[:3]], images={})
+        evaluate.evaluate(adapter(), evaluate.task(**keys, mir_on_error="skip"), output=tmp_path / "out")
+        assert len(evaluate.report(tmp_path / "out")["documents"]) == 3
+
     def test_skipping_everything_is_an_error(self, adapter, documents) -> None:
         keys = documents(["", " "])
         self.fails(
             adapter(),
-            "no document could be measured; the first: the text is empty",
+            "no document could be measured; 2 of them: the text is empty",
             **keys,
             mir_on_error="skip",
         )
@@ -354,7 +391,10 @@ class TestLength:
         evaluate.evaluate(lm, evaluate.task(**keys, mir_on_error="skip"), output=out)
         report = evaluate.report(out)
         assert list(report["skipped"]) == ["doc3"]
-        assert "1 document(s) could not be measured and are left out: doc3" in report["warnings"]
+        (warning,) = [w for w in report["warnings"] if "left out" in w]
+        assert warning.startswith(
+            "1 document(s) could not be measured and are left out: doc3. 1 of them:"
+        )
 
     def test_a_limit_of_words(self, adapter, documents, tmp_path) -> None:
         keys = documents([" ".join(PROSE * 40), PROSE[0]])

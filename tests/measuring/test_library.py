@@ -127,6 +127,45 @@ def test_pictures_are_seen_as_tasks_see_them(llava_model, pairs) -> None:
     assert of_deep == pytest.approx(of_plain, abs=1e-2)
 
 
+def test_messages_are_in_the_names_of_the_arguments(llava_model, pairs) -> None:
+    model, processor = llava_model
+    bad = [(pairs[0][0], ""), *pairs[1:]]
+    with pytest.raises(MIRError, match=r"\(`on_error=skip` leaves such documents out") as raised:
+        mir_task.measure(model, processor, bad, bars=False)
+    assert "mir_" not in str(raised.value)
+    with pytest.raises(MIRError, match="lower text_rows"):
+        mir_task.measure(model, processor, pairs, bars=False, text_rows=5000)
+
+
+def test_a_model_that_accelerate_offloads(llava_model, pairs, tmp_path) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    model, processor = llava_model
+    wanted = mir_task.measure(model, processor, pairs[:3], bars=False, groups=0).mir
+    for offload in (cpu_offload, lambda m, **k: disk_offload(m, str(tmp_path), **k)):
+        away = copy.deepcopy(model)
+        offload(away, execution_device=torch.device("cpu"))
+        found = mir_task.measure(away, processor, pairs[:3], bars=False, groups=0).mir
+        assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_buffers_that_grow_are_put_back(llava_model, pairs) -> None:
+    model, processor = llava_model
+    rotary = model.model.language_model.rotary_emb
+    before = rotary.inv_freq
+    content = before.clone()
+
+    def grown(module, *_) -> None:
+        module.inv_freq.mul_(0.5)
+        module.register_buffer("inv_freq", content / 2)
+
+    grow = rotary.register_forward_pre_hook(grown)
+    mir_task.measure(model, processor, pairs[:3], bars=False, groups=0)
+    grow.remove()
+    assert rotary.inv_freq is before
+    assert torch.equal(rotary.inv_freq, content)
+
+
 def test_a_wrapped_model(llava_model, pairs) -> None:
     model, processor = llava_model
     wrapped = torch.nn.DataParallel(model)

@@ -145,6 +145,12 @@ def test_broken_files_are_named_and_the_rest_is_right(tmp_path) -> None:
     assert "foreign.json" not in done.stderr
 
 
+def test_files_of_samples_are_no_side_files(tmp_path) -> None:
+    runs.run(tmp_path, "a", 3.0)
+    (tmp_path / "samples_mir_demo.json").write_text('{"schema_version": 1, "sizes": []}')
+    assert "left out" not in command(tmp_path).stderr
+
+
 def test_nothing_to_rank_is_one_message(tmp_path) -> None:
     done = command(tmp_path)
     assert done.exit_code == 1
