@@ -267,7 +267,7 @@ def modality_integration_rate(
         for modality, tokens in zip(("vision", "text"), rows, strict=True):
             check_enough(number, modality, len(tokens))
             values = tokens.detach().to(dtype or torch.float64)
-            norms = token_norms({modality: {number: values}})[modality][0]
+            norms = token_norms({modality: {number: tokens.detach()}})[modality][0]
             modalities.append(Modality.from_tokens(values, norms.to(values.dtype), outliers))
         layers.append(ComputedLayer(layer_result(number, *modalities)[0]))
     return result_of_layers(layers, outliers)

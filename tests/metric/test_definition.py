@@ -241,8 +241,13 @@ class TestBadInput:
     def test_not_finite(self, value: float) -> None:
         broken = self.good()
         broken[3, 2] = value
-        with pytest.raises(MIRError, match="layer 2: NaN or infinity .* text tokens; load the model in"):
-            modality_integration_rate([self.good()] * 2, [self.good(), broken])
+        for dtype, way in (
+            (torch.float64, "its weights or what it was given are not finite, in float64"),
+            (torch.float16, "float16 overflows in many models: load the model in bfloat16"),
+        ):
+            good = self.good().to(dtype)
+            with pytest.raises(MIRError, match=f"layer 2: NaN or infinity .* text tokens; {way}"):
+                modality_integration_rate([good] * 2, [good, broken.to(dtype)])
 
     def test_fewer_than_two_tokens(self) -> None:
         with pytest.raises(MIRError, match=r"layer 1: 1 vision token\(s\); .* measure more documents"):

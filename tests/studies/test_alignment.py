@@ -74,6 +74,7 @@ class TestLanguage:
         torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gate() -> None:
     found = gate.check()
     assert found["decoder"] >= gate.DECODER_GATE
