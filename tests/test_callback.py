@@ -219,6 +219,7 @@ def test_what_is_wrong_from_the_start_is_said_before_the_first_step(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figure_of_one(llava, tmp_path) -> None:
     from tests.support.train_in_processes import pairs
 

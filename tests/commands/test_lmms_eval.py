@@ -83,6 +83,7 @@ def test_the_response_cache_does_not_swallow_documents(llava, tmp_path) -> None:
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_without_output_path_there_is_the_table_alone(llava, tmp_path) -> None:
     command = arguments(llava, tmp_path, "mir_demo")[:-2]
     log = run("lmms-eval", *command, "--limit", "4", cwd=tmp_path)
@@ -163,17 +164,9 @@ def test_data_that_one_process_cannot_read_end_all_with_its_message(llava, tmp_p
 def test_tasks_are_listed_and_include_path_works_too(tmp_path) -> None:
     from mir_task.tasks import TASK_CONFIGS
 
-    log = run("lmms-eval", "--tasks", "list", cwd=tmp_path)
-    assert {"mir_demo", "demo_vqa"} <= {line.strip(" -") for line in log.splitlines()}
     log = run("lmms-eval", "--include_path", str(TASK_CONFIGS), "--tasks", "list", cwd=tmp_path)
+    assert {"mir_demo", "demo_vqa"} <= {line.strip(" -") for line in log.splitlines()}
     assert log.count("mir_demo") == 1
-
-
-def test_importing_the_package_loads_neither_harness_nor_transformers() -> None:
-    code = "import sys, mir_task; print([m for m in ('lmms_eval', 'transformers') if m in sys.modules])"
-    assert run(sys.executable, "-c", code, cwd=Path.cwd()).strip() == "[]"
-    loud = code.replace("mir_task;", "mir_task.harness;")
-    assert "lmms_eval" in run(sys.executable, "-c", loud, cwd=Path.cwd())
 
 
 TASKS = ("mir_coco", "mir_coco_cnndm", "mir_textvqa")
@@ -213,6 +206,7 @@ def test_tasks_on_folders_of_the_real_schema_and_on_carried_copies(llava, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_offline_without_a_copy_is_one_message(llava, tmp_path) -> None:
     log = run("lmms-eval", *arguments(llava, tmp_path, "mir_textvqa"), cwd=tmp_path)
     assert "mir-task data prepare mir_textvqa --to DIR" in log

@@ -56,6 +56,7 @@ def test_samples_are_separate_runs(lm, separate) -> None:
     assert len({result.mir for result in taken.values.values()}) == 6
 
 
+@pytest.mark.slow
 def test_where_not_all_rows_fit_the_documents_run_again(lm) -> None:
     wanted = samples(lm, TASK, sizes=(2, 40), draws=2, documents=60)
     tokens = next(

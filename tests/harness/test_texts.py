@@ -112,7 +112,9 @@ def check(lm: StandIn, task, folder: Path, **settings) -> dict:
     return report
 
 
-@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize(
+    "size", [1, 3, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5, 6, 7))]
+)
 def test_random_texts_in_batches(llava, tmp_path, size: int) -> None:
     chance = random.Random(size)
     texts = chance.sample(POOL, 12)

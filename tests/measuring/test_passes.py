@@ -69,7 +69,7 @@ def test_layers_whose_rows_do_not_fit_have_theirs_in_later_passes(adapter, tmp_p
     assert [d["id"] for d in in_passes["documents"]] == [d["id"] for d in report["documents"]]
 
 
-@pytest.mark.parametrize("outliers", ["drop", "replace"])
+@pytest.mark.parametrize("outliers", ["replace", pytest.param("drop", marks=pytest.mark.slow)])
 def test_where_no_layers_rows_fit_they_are_added_up(adapter, tmp_path, outliers: str) -> None:
     keys = {"mir_documents": 100, "mir_outliers": outliers}
     scores, report = measured(adapter, tmp_path, **keys)

@@ -276,7 +276,9 @@ def test_processes_find_the_exact_medians_by_counts(count: int, dtype: torch.dty
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("outliers", ["replace", "drop"])
-@pytest.mark.parametrize("kind", ["plain", "sparse_outliers", "far_mean"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "sparse_outliers", pytest.param("far_mean", marks=pytest.mark.slow)]
+)
 class TestMerge:
     def value(self, meter: MIRMeter) -> list[float]:
         result = meter.compute()
