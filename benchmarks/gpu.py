@@ -32,14 +32,14 @@ def main() -> None:
         arguments = checkpoint(Path(folder), options.size, 32 if device != "cpu" else 4, device)
         runs = measured(arguments, {**WAYS, **SHORT}, documents, 1, device)
     show(runs, documents)
-    first, *others = (run.whole.result.mir for run in runs.values() if run.whole is not None)
+    first, *others = (run.measured.result.mir for run in runs.values() if run.measured is not None)
     print(f"largest difference of values: {max(abs(mir - first) for mir in others):.1e}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         arguments = checkpoint(Path(folder), options.size, HOST_LAYERS, device)
         ways = {"GPU": {}, "host": {"mir_accelerator_memory": 0.0}}
         runs = measured(arguments, ways, min(documents, 20), 1, device)
     show(runs, min(documents, 20))
-    values = [run.whole.result.mir for run in runs.values() if run.whole is not None]
+    values = [run.measured.result.mir for run in runs.values() if run.measured is not None]
     print(f"GPU and host differ by {abs(values[0] - values[1]):.1e}", flush=True)
     sizes = [str(options.size // 2), str(options.size)]
     for module, more in (("kernel", sizes), ("stage", ["--size", sizes[1]])):

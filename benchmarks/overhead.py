@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.timing import in_turns, threads
 from mir_task.demo.checkpoint import make_llava
-from mir_task.measuring.passes import Whole
+from mir_task.measuring.passes import Measurement
 
 ALONE = "the adapter alone"
 WAYS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     """What one way took."""
 
     seconds: float
-    whole: Whole | None
+    measured: Measurement | None
     """What was measured; None of the adapter alone."""
     peak: float
     """Bytes on the accelerator."""
@@ -68,11 +68,12 @@ def measured(
     """The adapter alone and with MIR in several ways, taken in turns."""
     from lmms_eval.models import get_model
 
-    from mir_task.harness import MIRTask, adapter_documents, mir_prefill
+    from mir_task.harness import MIRTask
     from mir_task.harness.adapter import Adapter
+    from mir_task.harness.requests import adapter_documents, mir_prefill
 
     lm = get_model("llava_hf", False).create_from_arg_string(arguments)
-    wholes: dict[str, Whole] = {}
+    found: dict[str, Measurement] = {}
     peaks: dict[str, float] = {}
 
     def task(name: str, keys: dict[str, Any]) -> Any:
@@ -81,8 +82,8 @@ def measured(
         lm.task_dict[made.name] = made.dataset
         return made
 
-    def keep(_: Any, made: Any, whole: Whole) -> None:
-        made.result, wholes[made.name] = whole.result, whole
+    def keep(_: Any, made: Any, measured: Measurement) -> None:
+        made.result, found[made.name] = measured.result, measured
 
     def watched(name: str, run: Callable[[], object]) -> Callable[[], None]:
         def way() -> None:
@@ -107,9 +108,9 @@ def measured(
     runs = {ALONE: watched(ALONE, lambda: without(plain))}
     for name, made in tasks.items():
         runs[name] = watched(name, lambda made=made: mir_prefill(lm, made.instances))
-    with mock.patch("mir_task.harness._conclude", keep):
+    with mock.patch("mir_task.harness.requests._conclude", keep):
         seconds = in_turns(runs, repeats=repeats)
-    found = {name: wholes[made.name] for name, made in tasks.items()}
+    found = {name: found[made.name] for name, made in tasks.items()}
     return {n: Run(taken, found.get(n), peaks.get(n, 0.0)) for n, taken in seconds.items()}
 
 
@@ -121,15 +122,15 @@ def show(runs: dict[str, Run], documents: int) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, run in runs.items():
         ratio, cells = run.seconds / runs[ALONE].seconds, ["", "", ""]
-        if run.whole is not None:
-            passes = ", ".join(f"{len(p['layers'])} {p['keeps']}" for p in run.whole.plan["passes"])
-            cells = [f"{run.whole.measured.seconds:.2f}", f"{run.whole.seconds:.2f}", passes]
+        if run.measured is not None:
+            passes = ", ".join(f"{len(p['layers'])} {p['keeps']}" for p in run.measured.plan["passes"])
+            cells = [f"{run.measured.log.seconds:.2f}", f"{run.measured.seconds:.2f}", passes]
         peak = f"{run.peak / 1e9:.1f}" if run.peak else ""
         print(f"| {name} | {run.seconds:.2f} | {ratio:.2f} | {' | '.join(cells)} | {peak} |")
     for name, run in runs.items():
-        if run.whole is not None:
-            stderr = run.whole.result.mir_stderr
-            print(f"{name}: MIR {run.whole.result.mir:.9f}, standard error {stderr}")
+        if run.measured is not None:
+            stderr = run.measured.result.mir_stderr
+            print(f"{name}: MIR {run.measured.result.mir:.9f}, standard error {stderr}")
 
 
 def main() -> None:
