@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     It has the same ending. What was at `path` before stays where the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial.{path.name}")
+    unique = f"{os.getpid()}-{threading.get_ident()}"  # others may write the same file
+    partial = path.with_name(f".partial-{unique}.{path.name}")
     try:
         yield partial
         os.replace(partial, path)

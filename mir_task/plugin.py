@@ -45,14 +45,20 @@ def register() -> list[Any]:
     load_one = TaskManager._load_individual_task_or_group
     failures: list[MIRError] = []
 
-    def or_nothing(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        # A task that cannot be loaded takes no other task with it.
+    def or_nothing(self: TaskManager, name_or_config: Any, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        # A MIR task that cannot be loaded takes no other task with it, whatever it raises: StopIteration
+        # would even end the harness's list of tasks without a word.
         try:
-            loaded = dict(load_one(self, *args, **kwargs))
+            loaded = dict(load_one(self, name_or_config, *args, **kwargs))
             return {name: task for name, task in loaded.items() if task != {}}
-        except MIRError as error:
-            logger.error(f"a MIR task is left out: {error}")
-            failures.append(error)
+        except Exception as error:
+            config = name_or_config if isinstance(name_or_config, dict) else {"task": name_or_config}
+            name = str(config.get("task"))
+            if not isinstance(error, MIRError) and name not in registered:
+                raise
+            failure = error if isinstance(error, MIRError) else _failure(name, error)
+            logger.error(f"a MIR task is left out: {failure}")
+            failures.append(failure)
             return {}
 
     def with_mir_first(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -68,6 +74,12 @@ def register() -> list[Any]:
     TaskManager.initialize_tasks = with_mir_tasks
     TaskManager.knows_mir = True
     return []
+
+
+def _failure(name: str, error: Exception) -> MIRError:
+    return MIRError(
+        f"task {name} of {registered[name]} cannot be loaded: {type(error).__name__}: {error}"
+    )
 
 
 def _mir_first(loaded: Any) -> bool:

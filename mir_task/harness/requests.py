@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _conclude(lm: lmms, task: MIRTask, measured: Measurement) -> None:
             files = write_report(Path(f"{run['stem']}_mir_{name}"), task.result, report, rows)
             logger.info(f"{name}: {' and '.join(str(file) for file in files)}")
         except Exception as error:  # noqa: BLE001 - the value still reaches the harness's own JSON
-            logger.error(f"{name}: side file or plot could not be written: {error}")
+            logger.error(f"{name}: {error}")
 
 
 def without_secrets(arguments: Any) -> str:
@@ -174,8 +175,12 @@ def _run_of_the_harness() -> dict[str, Any]:
     model, tracker = values.get("model"), values.get("evaluation_tracker")
     stem = None
     if tracker is not None and tracker.output_path:
-        folder = Path(tracker.output_path) / tracker.general_config_tracker.model_name_sanitized
-        stem = folder / values["datetime_str"].replace(":", "-")
+        # The harness takes numbers for paths too, and a date that is none.
+        folder = Path(str(tracker.output_path)) / str(
+            tracker.general_config_tracker.model_name_sanitized
+        )
+        date = values.get("datetime_str") or time.strftime("%Y%m%d_%H%M%S")
+        stem = folder / str(date).replace(":", "-")
     arguments = values.get("model_args") or ""
     name = tracker.general_config_tracker.model_name if tracker is not None else ""
     # The harness keeps keys and tokens out of its results; so does the side file.

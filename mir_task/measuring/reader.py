@@ -111,11 +111,22 @@ class Reader:
 
     @contextmanager
     def capturing(self, layers: Mapping[int, torch.device] | None = None) -> Iterator[None]:
-        """Capture the hidden states of some decoder layers; arguments as `HiddenStateCapture`."""
-        with HiddenStateCapture(
-            self.model, layers, self.modality, self._replicas, losses=self._losses
-        ) as self._capture:
-            yield
+        """Capture the hidden states of some decoder layers; arguments as `HiddenStateCapture`.
+
+        The model is in evaluation mode inside, and afterwards as it was.
+        """
+        models = [self.model, *self._replicas]
+        training = {module: module.training for model in models for module in model.modules()}
+        try:
+            for model in models:
+                model.eval()
+            with HiddenStateCapture(
+                self.model, layers, self.modality, self._replicas, losses=self._losses
+            ) as self._capture:
+                yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
 
     @property
     def batch_size(self) -> int:

@@ -146,7 +146,7 @@ def groups_to_leave_out(known: Iterable[KnownLayer], groups: int) -> list[int] |
     for layer in known:
         for modality, tokens in zip(MODALITIES, layer, strict=True):
             if len(tokens.groups) < groups:
-                return f"fewer documents than its {groups} groups"
+                return f"{groups - len(tokens.groups)} of its {groups} groups of documents are empty"
             if any(tokens.without(group).tokens < 2 for group in range(groups)):
                 return f"without one of its {groups} groups fewer than two {modality} tokens are left"
     return list(range(groups))

@@ -464,6 +464,68 @@ def test_lists_of_metadata_are_taken_in(adapter) -> None:
     assert task.config.metadata["author"] == "me"
 
 
+@pytest.mark.parametrize("error", [StopIteration, KeyError("x"), TypeError("metadata"), OSError("disk")])
+def test_whatever_a_task_raises_while_it_loads_takes_no_other_along(adapter, monkeypatch, error) -> None:
+    """`map` in the harness takes StopIteration for the end of its list."""
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    from mir_task.harness import task as module
+
+    draw = module.documents
+
+    def failing(name: str, settings):
+        if name == "mir_scenes":
+            raise error
+        return draw(name, settings)
+
+    monkeypatch.setattr(module, "documents", failing)
+    said: list[str] = []
+    sink = logger.add(said.append, level="ERROR", format="{message}")
+    tasks = TaskManager().load_task_or_group(["mir_scenes", "mir_demo", "demo_vqa"])
+    logger.remove(sink)
+    assert list(tasks) == ["mir_demo", "demo_vqa"]
+    (line,) = [line for line in said if "left out" in line]
+    assert "task mir_scenes of " in line
+    assert "mir_scenes.yaml cannot be loaded" in line
+    with pytest.raises(MIRError, match="task mir_scenes of .* cannot be loaded"):
+        TaskManager().load_task_or_group(["mir_scenes"])
+
+
+def test_a_model_in_training_mode_is_measured_in_evaluation_mode(adapter, tmp_path) -> None:
+    values = []
+    for training in (False, True):
+        lm = adapter()
+        model = lm._model
+        model.model.language_model.layers[1].register_module("noise", torch.nn.Dropout(0.5))
+        layer = model.model.language_model.layers[1]
+        layer.mlp.register_forward_hook(lambda _, args, out, layer=layer: layer.noise(out))
+        model.train(training)
+        scores = evaluate.evaluate(lm, evaluate.task())["results"]["mir_test"]
+        assert model.training is training
+        values.append(scores["mir,none"])
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("output", [2026, 1e3, True])
+def test_output_paths_that_are_no_text(adapter, tmp_path, monkeypatch, output) -> None:
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.loggers import EvaluationTracker
+
+    monkeypatch.chdir(tmp_path)
+    tracker = EvaluationTracker(output_path=str(output))
+    tracker.output_path = output
+    simple_evaluate(
+        model=adapter(),
+        tasks=[evaluate.task()],
+        task_manager=evaluate.task_manager(),
+        evaluation_tracker=tracker,
+        bootstrap_iters=0,
+        datetime_str=None,
+    )
+    assert len(list((tmp_path / str(output)).rglob("*_mir_mir_test.json"))) == 1
+
+
 def test_secrets_stay_out_of_the_side_file(adapter, llava, tmp_path) -> None:
     evaluate.evaluate(
         adapter(), evaluate.task(), output=tmp_path, model_args=f"folder={llava},hf_token=hf_secret123"

@@ -100,7 +100,10 @@ def test_no_standard_error_where_its_groups_do_not_fit(adapter, tmp_path) -> Non
 def test_no_standard_error_with_fewer_documents_than_groups(adapter, tmp_path) -> None:
     scores, report = measured(adapter, tmp_path, mir_documents=2)
     assert scores["mir_stderr,none"] == "N/A"
-    assert "mir_stderr is N/A: fewer documents than its 3 groups; set mir_groups" in report["warnings"]
+    assert (
+        "mir_stderr is N/A: 1 of its 3 groups of documents are empty; set mir_groups"
+        in report["warnings"]
+    )
 
 
 def test_no_room_at_all_is_one_message(adapter) -> None:
