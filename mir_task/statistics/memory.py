@@ -1,7 +1,7 @@
 """Memory for statistics on the host and on accelerators: what is free, and pieces of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -94,3 +94,10 @@ class Pieces:
             unused = torch.empty(most, *tensor.shape[1:], dtype=tensor.dtype)
         own, self._unused = unused[: len(tensor)], unused[len(tensor) :]
         return own.copy_(tensor)
+
+    def together(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Copies of tensors in one piece where they are on one device; themselves where they are not."""
+        if len({part.device for part in parts}) > 1:
+            return parts
+        copied = self.copied(torch.cat(list(parts)), parts[0].device)
+        return torch.split(copied, [len(part) for part in parts])

@@ -139,7 +139,8 @@ class MIRMeter:
         except MIRError as error:
             raise MIRError(f"document {document_id!r}: {error}") from None
         self._dimensions = [part.shape[1] for part in rows[0]]
-        pairs = zip(zip(*rows, strict=True), zip(*self._kept_norms(norms), strict=True), strict=True)
+        kept = map(self._norms.together, norms.values())
+        pairs = zip(zip(*rows, strict=True), zip(*kept, strict=True), strict=True)
         layers = dict(zip(numbers, pairs, strict=True))
         group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
         if not self.known:
@@ -288,13 +289,3 @@ class MIRMeter:
 
     def _no_sums(self, known: KnownLayer) -> list[Sums]:
         return [Sums(of_modality, self.options.outliers, self.options.groups) for of_modality in known]
-
-    def _kept_norms(self, norms: Mapping[str, Sequence[Tensor]]) -> list[Sequence[Tensor]]:
-        """Norms of all layers of each modality, in one piece of memory where they are on one device."""
-        kept = list[Sequence[Tensor]]()
-        for parts in norms.values():
-            if len({part.device for part in parts}) == 1:
-                together = self._norms.copied(torch.cat(list(parts)), parts[0].device)
-                parts = torch.split(together, [len(part) for part in parts])
-            kept.append(parts)
-        return kept
