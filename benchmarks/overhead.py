@@ -82,7 +82,7 @@ def measured(
         lm.task_dict[made.name] = made.dataset
         return made
 
-    def keep(_: Any, made: Any, measured: Measurement) -> None:
+    def keep(_: Any, made: Any, measured: Measurement, run: Any) -> None:
         made.result, found[made.name] = measured.result, measured
 
     def watched(name: str, run: Callable[[], object]) -> Callable[[], None]:

@@ -65,7 +65,7 @@ def register() -> list[Any]:
         # A benchmark that crashes later then takes no MIR with it.
         failures.clear()
         tasks = load_all(self, *args, **kwargs)
-        if failures and not any(_tasks(tasks)):
+        if failures and not any(tasks_within(tasks)):
             raise failures[0]
         return dict(sorted(tasks.items(), key=lambda item: not _mir_first(item[1])))
 
@@ -84,14 +84,14 @@ def _failure(name: str, error: Exception) -> MIRError:
 
 def _mir_first(loaded: Any) -> bool:
     """Of a task, or of the tasks of a group."""
-    tasks = _tasks(loaded) if isinstance(loaded, dict) else [loaded]
+    tasks = tasks_within(loaded) if isinstance(loaded, dict) else [loaded]
     return all(hasattr(task, "mir_first") for task in tasks)
 
 
-def _tasks(loaded: dict[Any, Any]) -> Iterator[Any]:
+def tasks_within(loaded: dict[Any, Any]) -> Iterator[Any]:
     """The tasks of groups in groups."""
     for value in loaded.values():
         if isinstance(value, dict):
-            yield from _tasks(value)
+            yield from tasks_within(value)
         else:
             yield value

@@ -5,6 +5,7 @@ which is renamed when its results are whole; so what stands under a run's name i
 happened to other runs or to this command. A run that failed leaves a file that says why.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -242,7 +243,18 @@ def whole_results(folder: Path, run: Run) -> dict[str, dict[str, Any]]:
     missing = [task for task in run.tasks if not (results.get(task) or groups.get(task))]
     if missing:
         raise MIRError(f"its results have no {', '.join(missing)}")
+    for task, scores in results.items():
+        if scores.get("mir,none") == "N/A":
+            raise MIRError(f"{task} could not be measured{_why(folder, task)}")
     return results
+
+
+def _why(folder: Path, task: str) -> str:
+    """The reason that a run noted for a task without a value."""
+    for path in sorted(folder.rglob(f"*_failed_{task}.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return f": {json.loads(path.read_text('utf-8'))['why']}"
+    return ""
 
 
 def _values(results: Mapping[str, Mapping[str, Any]]) -> str:

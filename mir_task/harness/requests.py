@@ -15,11 +15,12 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 
 from mir_task.documents.document import Document
-from mir_task.files import versions
+from mir_task.files import versions, write_json
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.task import SPLIT, MIRTask
 from mir_task.measuring.passes import Measurement, measure_together
 from mir_task.measuring.processes import all_gather, on_every_rank, rank, world_size
+from mir_task.plugin import tasks_within
 from mir_task.reports.report import write_report
 
 _SECRET = re.compile(r"(\w*(?:key|token|secret|password|auth)\w*)=[^,]*", re.IGNORECASE)
@@ -29,15 +30,17 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     """Answer MIR's requests on a loaded adapter; `getattr(lm, "mir_prefill")` of the evaluator.
 
     One call holds the requests of all MIR tasks of the run. Each task is measured, merged over the
-    processes and written to disk before the next, also where one before it cannot be measured.
+    processes and written to disk before the next, also where one before it cannot be measured: that
+    one's scores are N/A, and the reason stands in the log and in a file beside the results.
 
     Raises:
-        MIRError: a task cannot be measured; on every process, once the other tasks are.
+        MIRError: on every process, where no task of the run has anything to show.
     """
     world_size()  # processes that cannot be merged are found before anything runs
     _keep_out_of_the_efficiency_summary()
     counted: dict[tuple[str, int], dict[str, Any]] = {}
     failures: list[Exception] = []
+    run = _run_of_the_harness()
     # A process may have no document of a task, and still takes its part in merging.
     names = all_gather([request.metadata["task"] for request in requests])
     for name in dict.fromkeys(itertools.chain(*names)):
@@ -49,13 +52,15 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
         except Exception as error:  # noqa: BLE001 - raised below, as on every other process
             logger.error(f"{name}: {error}")
             failures.append(error)
+            if rank() == 0:
+                _note_failure(task, run, error)
             continue
         with on_every_rank():
             if rank() == 0:
-                _conclude(lm, task, measured)
+                _conclude(lm, task, measured, run)
         seen = measured.log.documents.values()
         counted |= {(name, document["row"]): document for document in seen}
-    if failures:
+    if failures and not counted and not run["others"]:
         raise failures[0]
     return [_answer(counted.get((r.metadata["task"], r.doc_id))) for r in requests]
 
@@ -115,14 +120,30 @@ def _answer(document: dict[str, Any] | None) -> tuple[str, dict[str, int]]:
     return json.dumps(counts), {"input_tokens": document["tokens"]}
 
 
-def _conclude(lm: lmms, task: MIRTask, measured: Measurement) -> None:
+def _note_failure(task: MIRTask, run: Mapping[str, Any], error: Exception) -> None:
+    """Write beside the results why a task has none."""
+    if run["stem"] is None:
+        return
+    why = {
+        "task": task.name,
+        **{key: run[key] for key in ("model", "model_args", "model_name")},
+        "why": str(error),
+        "settings": task.settings.keys(),
+        "versions": versions(),
+    }
+    try:
+        write_json(Path(f"{run['stem']}_failed_{task.name}.json"), why)
+    except OSError as failure:
+        logger.error(f"{task.name}: {failure}")
+
+
+def _conclude(lm: lmms, task: MIRTask, measured: Measurement, run: Mapping[str, Any]) -> None:
     """Keep the task's result and write its report."""
     name = task.config.task
     task.result, log = measured.result, measured.log
     warnings = log.warnings(task.result, task.settings.modality)
     for warning in warnings:
         logger.warning(f"{name}: {warning}")
-    run = _run_of_the_harness()
     ordered = sorted(log.documents.items(), key=lambda item: item[1]["row"])
     report = {
         "task": name,
@@ -190,4 +211,7 @@ def _run_of_the_harness() -> dict[str, Any]:
         "model_args": redact(arguments),
         "model_name": redact(name or str(redact(arguments))),
         "stem": stem,
+        "others": any(
+            not hasattr(task, "mir_first") for task in tasks_within(values.get("task_dict") or {})
+        ),
     }

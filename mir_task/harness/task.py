@@ -132,13 +132,12 @@ class MIRTask(ConfigurableTask):
         return {**{metric: {} for metric in self.metrics}, METRICS[0]: counts}
 
     def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
-        """The task's result, which `mir_prefill` has left here."""
-        result = self.result
-        assert result is not None, "the harness aggregates after the requests"
-        values = result.to_dict()
+        """The task's result, which `mir_prefill` has left here; N/A where it could not be measured."""
+        values = {} if self.result is None else self.result.to_dict()
 
         def aggregate(metric: str) -> Callable[[list[Any]], Any]:
-            return lambda items: "N/A" if values[metric] is None else values[metric]
+            value = values.get(metric)
+            return lambda items: "N/A" if value is None else value
 
         return {metric: aggregate(metric) for metric in self.metrics}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from mir_task.reports.side_file import parsed, read_side_file
 from mir_task.result import MIRResult
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
+# What `mir-task samples` writes, and the reason why a task has no side file.
+_OTHER = re.compile(r"^samples_|_failed_")
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 
@@ -143,7 +146,7 @@ def read_runs(folders: Iterable[Path]) -> Runs:
     }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:
-            if "_mir_" in path.name and not path.name.startswith("samples_"):  # of `mir-task samples`
+            if "_mir_" in path.name and not _OTHER.search(path.name):
                 records.append(read_record(path))
             elif path.name.endswith("_results.json"):
                 found, of_run = _read_results(path)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mir_task import MIRError
 from mir_task.commands.cli import main
 from mir_task.commands.zoo_list import Options, read
-from mir_task.commands.zoo_runs import Zoo
+from mir_task.commands.zoo_runs import Zoo, whole_results
 from mir_task.demo.checkpoint import make_llava
 from tests.support.command import BIN
 
@@ -242,3 +242,16 @@ def test_runs_side_by_side_know_that_they_share_the_host(tmp_path, monkeypatch, 
         {"CUDA_VISIBLE_DEVICES": gpu, "MIR_TASK_RUNS": "2" if gpu else None}
         for gpu in gpus or [None, None]
     ]
+
+
+def test_a_value_that_is_none_is_a_failure_with_its_reason(tmp_path) -> None:
+    run = read(listed(tmp_path, tmp_path / "one"))[0]
+    folder = tmp_path / "out" / "one"
+    folder.mkdir(parents=True)
+    scores = {task: {"mir,none": "N/A"} for task in run.tasks}
+    (folder / "d_results.json").write_text(json.dumps({"results": scores}))
+    with pytest.raises(MIRError, match=f"{run.tasks[0]} could not be measured$"):
+        whole_results(folder.parent, run)
+    (folder / f"d_failed_{run.tasks[0]}.json").write_text('{"why": "NaN in layer 3"}')
+    with pytest.raises(MIRError, match=f"{run.tasks[0]} could not be measured: NaN in layer 3"):
+        whole_results(folder.parent, run)

@@ -492,6 +492,24 @@ def test_whatever_a_task_raises_while_it_loads_takes_no_other_along(adapter, mon
         TaskManager().load_task_or_group(["mir_scenes"])
 
 
+def test_a_task_that_cannot_be_measured_leaves_the_others_their_results(
+    adapter, documents, tmp_path
+) -> None:
+    keys = documents(["", ""])
+    for name in ("both", "benchmark"):
+        bad = evaluate.task(**{**keys, "task": "mir_bad"}, mir_on_error="skip")
+        tasks = [bad, *([evaluate.task()] if name == "both" else []), "demo_vqa"]
+        out = tmp_path / name
+        scores = evaluate.evaluate(adapter(), *tasks, output=out, limit=4)["results"]
+        assert scores["mir_bad"]["mir,none"] == "N/A"
+        assert isinstance(scores["demo_vqa"]["exact_match,none"], float)
+        (path,) = out.rglob("*_failed_mir_bad.json")
+        assert "no document could be measured; 2 of them: the text is empty" in path.read_text()
+        assert len(list(out.rglob("*_mir_mir_test.json"))) == (name == "both")
+    with pytest.raises(MIRError, match="no document could be measured"):
+        evaluate.evaluate(adapter(), bad)
+
+
 def test_a_model_in_training_mode_is_measured_in_evaluation_mode(adapter, tmp_path) -> None:
     values = []
     for training in (False, True):
@@ -553,6 +571,10 @@ class TestBases:
 def test_a_task_that_cannot_be_measured_loses_no_other(llava, tmp_path) -> None:
     bad = evaluate.task(task="mir_bad", mir_text_rows=5000)
     good = evaluate.task(task="mir_good", mir_documents=3, mir_groups=0)
-    with pytest.raises(MIRError, match="5000 were asked for: lower mir_text_rows"):
-        evaluate.evaluate(evaluate.load(llava), bad, good, output=tmp_path)
+    scores = evaluate.evaluate(evaluate.load(llava), bad, good, output=tmp_path)["results"]
+    assert scores["mir_bad"]["mir,none"] == "N/A"
+    assert isinstance(scores["mir_good"]["mir,none"], float)
+    (reason,) = tmp_path.rglob("*_failed_mir_bad.json")
+    assert "5000 were asked for: lower mir_text_rows" in reason.read_text()
+    reason.unlink()
     assert evaluate.report(tmp_path)["task"] == "mir_good"
