@@ -53,6 +53,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):  # its reports go to the process that started it
+        return
     avoidable = [r for r in skipped if not any(re.search(u, r, re.IGNORECASE) for u in UNAVOIDABLE)]
     if avoidable and session.config.getoption("--strict-skips") and not session.exitstatus:
         sys.stderr.write(f"\nskips that can be avoided: {avoidable}\n")
