@@ -68,7 +68,7 @@ def skip_on_transformers_4(reason: str) -> None:
     import transformers
 
     if Version(transformers.__version__).major < 5:
-        pytest.skip(f"on transformers 4: {reason}")
+        pytest.skip(reason if "transformers 4" in reason.lower() else f"on transformers 4: {reason}")
 
 
 def save(model_class: Any, config: Any, processor: Any, folder: Path, *zeros: str) -> Path:
