@@ -22,7 +22,7 @@ def field(cell: Any, names: Sequence[str]) -> Any:
     for name in names:
         if isinstance(cell, Mapping) and name in cell:
             cell = cell[name]
-        elif isinstance(cell, Sequence) and not isinstance(cell, str) and name.isdecimal():
+        elif isinstance(cell, Sequence) and not isinstance(cell, str | bytes) and name.isdecimal():
             if int(name) >= len(cell):
                 raise MIRError(f"a list of {len(cell)}, which has no {name}")
             cell = cell[int(name)]
@@ -108,4 +108,5 @@ def shown(cell: Any, length: int = 60) -> str:
     if isinstance(cell, str) and len(cell) > length:
         return f"a text of {len(cell):,} characters, {cell[:length]!r}…"
     written = repr(cell)
-    return f"{type(cell).__name__} {written[:length]}{'…' if len(written) > length else ''}"
+    name = "float" if isinstance(cell, float) else type(cell).__name__
+    return f"{name} {written[:length]}{'…' if len(written) > length else ''}"

@@ -1,9 +1,11 @@
 """Folders of media or of texts: one row a file, whatever else lies beside it."""
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mir_task.documents.tables import Listed, decoded, is_hidden, natural_order
+from mir_task.documents.tables import Table, decoded, is_hidden, natural_order
 from mir_task.errors import MIRError
 
 KINDS = {
@@ -38,7 +40,47 @@ def kind_of_file(name: str) -> str | None:
     return next((kind for kind, endings in KINDS.items() if ending in endings), None)
 
 
-def read_folder(folder: Path, kind: str, column: str) -> Listed:
+class Files(Table):
+    """Files of a folder, of which texts are read when they are asked for.
+
+    Args:
+        folder: that paths start in.
+        paths: of the files by id, in their order.
+        kind: of `KINDS`.
+        column: of a file's path in the folder, or its text; `id` is the other.
+    """
+
+    own_id = "id"
+
+    def __init__(self, folder: Path, paths: Mapping[str, Path], kind: str, column: str) -> None:
+        self._folder, self._kind = folder, kind
+        self._ids, self._paths = list(paths), list(paths.values())
+        self.columns = ["id", column]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def cells(self, column: str, rows: Sequence[int] | None = None) -> list[Any]:
+        """As `Table.cells`."""
+        chosen = range(len(self)) if rows is None else rows
+        if column == "id":
+            return [self._ids[row] for row in chosen]
+        return [self._cell(self._paths[row]) for row in chosen]
+
+    def _cell(self, path: Path) -> str | MIRError:
+        if self._kind != "text":
+            return str(path)
+        try:
+            return _text(self._folder / path)
+        except MIRError as error:
+            return error
+
+    def place(self, row: int) -> str:
+        """As `Table.place`."""
+        return f"the file {self._paths[row]}"
+
+
+def read_folder(folder: Path, kind: str, column: str) -> Files:
     """The files of one kind in a folder and below, in natural order.
 
     Hidden files, those of systems, and texts such as README.txt are left out.
@@ -52,7 +94,7 @@ def read_folder(folder: Path, kind: str, column: str) -> Listed:
         `id` is the path without its ending.
 
     Raises:
-        MIRError: no such file, two of one id, or a text that is not UTF-8.
+        MIRError: no such file, or two of one id.
     """
     paths = natural_order(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     seen = [path for path in paths if not is_hidden(path)]
@@ -71,9 +113,7 @@ def read_folder(folder: Path, kind: str, column: str) -> Listed:
                 f"{folder} holds {rows[name]} and {path}, which are one id: rename one of them"
             )
         rows[name] = path
-    cells = {name: str(path) if kind != "text" else _text(folder / path) for name, path in rows.items()}
-    listed = [{"id": name, column: cell} for name, cell in cells.items()]
-    return Listed(listed, [f"the file {path}" for path in rows.values()], "id")
+    return Files(folder, rows, kind, column)
 
 
 def _of_a_project(path: Path, kind: str) -> bool:
@@ -81,6 +121,13 @@ def _of_a_project(path: Path, kind: str) -> bool:
 
 
 def _text(path: Path) -> str:
-    """A text file's content; of the stories that the published script reads, what it takes of them."""
-    text = decoded(path.read_bytes(), str(path))
+    """A text file's content; of the stories that the published script reads, what it takes of them.
+
+    Raises:
+        MIRError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        text = decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise MIRError(f"{path} cannot be read: {error}") from error
     return text.partition("@highlight")[0].strip() if path.suffix.lower() == ".story" else text

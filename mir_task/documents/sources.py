@@ -98,11 +98,11 @@ class Rows(NamedTuple):
         rows = [self.numbers[row_id] for row_id in ids]
         found: list[Any] = []
         for row, cell in zip(rows, self.table.cells(column, rows), strict=True):
+            place = f"{key}: {self.path}, {self.table.place(row)}"
             try:
-                found.append(read(cell))
+                found.append(MIRError(f"{place}: {cell}") if isinstance(cell, MIRError) else read(cell))
             except MIRError as error:
-                place = self.table.place(row)
-                found.append(MIRError(f"{key}: {self.path}, {place}, {column!r} holds {error}"))
+                found.append(MIRError(f"{place}, {column!r} holds {error}"))
         return found
 
 

@@ -36,7 +36,10 @@ class Table:
         raise NotImplementedError
 
     def cells(self, column: str, rows: Sequence[int] | None = None) -> list[Any]:
-        """Cells of a column, of some rows or of all; None where a row does not have it."""
+        """Cells of a column, of some rows or of all.
+
+        A cell is None where a row does not have it, and a MIRError where it cannot be read.
+        """
         raise NotImplementedError
 
     def place(self, row: int) -> str:
@@ -153,11 +156,14 @@ class _Shards(Table):
         with tarfile.open(path) as shard:
             file = shard.extractfile(member)
             content = b"" if file is None else file.read()
-        last = ending.rpartition(".")[2].lower()
-        if last in ("txt", "text", "caption", "json"):
-            text = decoded(content, f"{path}: {member.name}")
-            return json.loads(text) if last == "json" else text
-        return content
+        last, name = ending.rpartition(".")[2].lower(), f"{path}: {member.name}"
+        if last not in ("txt", "text", "caption", "json"):
+            return content
+        try:
+            text = decoded(content, name)
+            return _parsed(text, name) if last == "json" else text
+        except MIRError as error:
+            return error
 
     def place(self, row: int) -> str:
         """As `Table.place`."""
@@ -223,9 +229,25 @@ def _json_list(text: str, name: str) -> Listed:
     return Listed(rows, [f"row {n}" for n in range(1, len(rows) + 1)])
 
 
+class _Written(float):
+    """A number of JSON that is shown as it was written: 2.50."""
+
+    def __new__(cls, text: str) -> "_Written":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
 def _parsed(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_Written)
     except (ValueError, RecursionError) as error:
         raise MIRError(f"{name} is no JSON: {error}") from None
 
@@ -282,6 +304,8 @@ def read_table(paths: Sequence[Path]) -> Table:
         MIRError: a file cannot be read as what its ending says.
     """
     name, kind = str(paths[0]), kind_of(paths[0].name)
+    if other := next((path for path in paths if kind_of(path.name) != kind), None):
+        raise MIRError(f"one name means files of several kinds, {name} and {other}: name one kind")
     try:
         if kind == ".parquet":
             return _Parquet(paths)

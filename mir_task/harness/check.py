@@ -14,7 +14,6 @@ from mir_task.files import written_whole
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
 from mir_task.measuring import plan
-from mir_task.measuring.prompts import decode_text
 from mir_task.measuring.reader import Seen
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
@@ -159,7 +158,7 @@ def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
     return Checked(
         id=document.id,
         rule=_RULES[seen.prefill.vision_rule],
-        span=decode_text(seen.prefill, tokenizer),
+        span=seen.span,
         forwards=seen.forwards,
         traps=traps,
         positions=list(_positions(seen.prefill, tokenizer)),

@@ -23,7 +23,7 @@ from mir_task.measuring.processes import all_gather, on_every_rank, rank, world_
 from mir_task.plugin import tasks_within
 from mir_task.reports.report import write_report
 
-_SECRET = re.compile(r"(\w*(?:key|token|secret|password|auth)\w*)=[^,]*", re.IGNORECASE)
+_SECRET = re.compile(r"\b((?!\w*tokenizer)\w*(?:key|token|secret|password|auth)\w*)=[^,]*", re.I)
 
 
 def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str, int]]]:
@@ -40,7 +40,12 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
     _keep_out_of_the_efficiency_summary()
     counted: dict[tuple[str, int], dict[str, Any]] = {}
     failures: list[Exception] = []
-    run = _run_of_the_harness()
+    try:
+        run = _run_of_the_harness()
+    except Exception as error:  # noqa: BLE001 - the values still reach the harness's own JSON
+        logger.error(f"no side files: the harness's run cannot be read: {type(error).__name__}: {error}")
+        unknown = dict.fromkeys(("model", "model_args", "model_name"), "")
+        run = {**unknown, "stem": None, "others": False}
     # A process may have no document of a task, and still takes its part in merging.
     names = all_gather([request.metadata["task"] for request in requests])
     for name in dict.fromkeys(itertools.chain(*names)):
@@ -49,9 +54,10 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
         try:
             make = functools.partial(Adapter, lm, task.settings)
             measured = measure_together(make, list(adapter_documents(task, own)), task.settings, name)
-        except Exception as error:  # noqa: BLE001 - raised below, as on every other process
+        except Exception as error:  # noqa: BLE001 - told below, as on every other process
             logger.error(f"{name}: {error}")
             failures.append(error)
+            task.failure = error
             if rank() == 0:
                 _note_failure(task, run, error)
             continue
@@ -155,7 +161,7 @@ def _conclude(lm: lmms, task: MIRTask, measured: Measurement, run: Mapping[str, 
         "settings": task.settings.keys(),
         "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
         "skipped": log.skipped,
-        "traps": dict(log.traps),
+        "traps": log.traps,
         "warnings": [*warnings, *measured.notes],
         "plan": measured.plan,
         "versions": versions(),

@@ -43,6 +43,8 @@ class MIRTask(ConfigurableTask):
         self.settings = Settings.of(f"task {name}", mir_keys(config))
         self.metrics = METRICS + (CAPTION_METRICS if self.settings.caption_ppl else ())
         self.result: MIRResult | None = None
+        self.failure: Exception | None = None
+        """Why there is no result, where the requests were answered without one."""
         self._no_data: Exception | None = None
         self.metadata: dict[str, Any] = {"version": self.VERSION}
         config = {key: value for key, value in config.items() if key not in (*mir_keys(config), "class")}
@@ -72,7 +74,7 @@ class MIRTask(ConfigurableTask):
         with on_every_rank():
             if self._no_data is not None:
                 raise self._no_data
-        self.result = None
+        self.result = self.failure = None
         self.by_name[self.name] = self
         super().build_all_requests(**{**options, "cache_requests": False})
 
@@ -133,6 +135,7 @@ class MIRTask(ConfigurableTask):
 
     def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
         """The task's result, which `mir_prefill` has left here; N/A where it could not be measured."""
+        assert self.result is not None or self.failure is not None, "aggregated before its requests"
         values = {} if self.result is None else self.result.to_dict()
 
         def aggregate(metric: str) -> Callable[[list[Any]], Any]:

@@ -62,7 +62,7 @@ def media_marks(processor: Any) -> list[str]:
     return [mark for mark in marks if isinstance(mark, str)]
 
 
-def spelled(tokenizer: Any, token_id: int) -> str:
+def token_text(tokenizer: Any, token_id: int) -> str:
     """A token as text; empty where the vocabulary does not have it."""
     try:
         return str(tokenizer.decode([token_id]))

@@ -44,11 +44,11 @@ def measure(
     """MIR of a Hugging Face vision-language model.
 
     The conversation is that of the harness's chat adapters: the medium in the user's turn, the text in
-    the assistant's (`placement="assistant_chat"`), so the value is theirs. One forward a document, in
-    evaluation mode and without gradients. Afterwards the model and the random number generators are as
-    they were, so that it can be called between two steps of training. Where torch.distributed runs,
-    every process must call it with all of the pairs; each measures its share, and all return the result
-    of all.
+    the assistant's (`placement="assistant_chat"`), so the value is theirs. One forward a document, and
+    one to see where a text stands, in evaluation mode and without gradients. Afterwards the model and
+    the random number generators are as they were, so that it can be called between two steps of
+    training. Where torch.distributed runs, every process must call it with all of the pairs; each
+    measures its share, and all return the result of all.
 
     Args:
         model: with a text decoder; may be wrapped by DistributedDataParallel or `torch.compile`.
@@ -60,8 +60,8 @@ def measure(
         name: for progress bars and messages.
         bars: whether to show progress bars.
         settings: as the keys of a MIR task, without their `mir_`: `modality`, `placement`, `outliers`,
-            `groups`, `text_rows`, `caption_ppl`, `on_error`, `extras`, `host_memory`,
-            `accelerator_memory`.
+            `groups`, `text_rows`, `caption_ppl`, `on_error`, `min_documents`, `extras`,
+            `host_memory`, `accelerator_memory`.
 
     Raises:
         MIRError: on every process alike, when the model, a setting or a document does not do.
@@ -189,7 +189,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the model and the random number generators are as before.
+    """Afterwards the model and the random number generators are as before.
 
     Of the model that is each module's mode, its buffers, which rotary embeddings of some models grow,
     and what its forward notes on it, such as the `rope_deltas` of Qwen's models.
@@ -211,7 +211,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others may draw from
     with torch.random.fork_rng(devices=indices, device_type=kind):
         try:
-            model.eval()
             yield
         finally:
             random.setstate(python)

@@ -46,7 +46,10 @@ class NothingArrived(MIRError):
 
 
 class Arrival(NamedTuple):
-    """What has arrived of a document's text. Characters count without white space, as below."""
+    """What has arrived of a document's text.
+
+    Characters count without white space, which templates and tokenizers change.
+    """
 
     start: int
     """First character in the decoded text span."""
@@ -57,13 +60,12 @@ class Arrival(NamedTuple):
     changes: str
     """What differs in the middle, in words; empty where nothing does."""
 
-    def tokens(self, prefill: Prefill, tokenizer: Tokenizer) -> slice:
-        """The fewest of the text positions that write it.
+    def tokens(self, ids: Sequence[int], span: str, tokenizer: Tokenizer) -> slice:
+        """The fewest of the text positions that write it, of their token ids and decoded span.
 
         A token that also writes a part of the template counts where the text needs it.
         """
-        ids, span = prefill.text_ids, squashed(decode_text(prefill, tokenizer))
-        before, through = span[: self.start], span[: self.end]
+        before, through = squashed(span)[: self.start], squashed(span)[: self.end]
         first, last = 0, len(ids)
         for count in range(1, len(ids) + 1):
             beginning = squashed(_decode(ids[:count], tokenizer))
@@ -123,9 +125,10 @@ class Template(NamedTuple):
             span: decoded.
             forms: of the text, as `forms_of` gives them.
         """
-        start, end, _ = self._place(squashed(span))
-        found = squashed(span)[start:end]
-        return Arrival(start, end, 0, "") if start >= 0 and found in forms else None
+        found = self._text(squashed(span))
+        if found is None or found[0] not in forms:
+            return None
+        return Arrival(len(self.before), len(self.before) + len(found[0]), 0, "")
 
     def arrival(self, span: str, forms: Sequence[str]) -> Arrival:
         """What a text span holds of a text: arguments as of `whole`.
@@ -133,13 +136,13 @@ class Template(NamedTuple):
         Raises:
             MIRError: the span is of another template, or holds nothing of the text, or another one.
         """
-        start, end, ended = self._place(squashed(span))
-        found = squashed(span)[start:end]
-        if start < 0:
+        place = self._text(squashed(span))
+        if place is None:
             raise MIRError(
                 "the prompt around its text is another than that of the first document, so nothing "
                 "tells which part of it is the text"
             )
+        (found, ended), start = place, len(self.before)
         if not found:
             raise NothingArrived("nothing of its text arrived after the medium: it was dropped")
         for form in forms:
@@ -150,17 +153,18 @@ class Template(NamedTuple):
         likeness = difflib.SequenceMatcher(None, alike(forms[0]), alike(found), autojunk=False).ratio()
         if likeness < _ALIKE:
             raise MIRError(f"{_shortened(found)!r} arrived in the place of its text")
-        return Arrival(start, end, 0, _changes(forms[0], found))
+        return Arrival(start, start + len(found), 0, _changes(forms[0], found))
 
-    def _place(self, span: str) -> tuple[int, int, bool]:
-        """Start and end of the text in a span without white space, and whether the template follows it.
+    def _text(self, span: str) -> tuple[str, bool] | None:
+        """The text in a span without white space, and whether the template follows it to its end.
 
-        The start is -1 where the span is of another template.
+        None where the span is of another template.
         """
         if not span.startswith(self.before):
-            return -1, -1, False
-        ended = span[len(self.before) :].endswith(self.after)
-        return len(self.before), len(span) - len(self.after) if ended else len(span), ended
+            return None
+        rest = span[len(self.before) :]
+        ended = rest.endswith(self.after)
+        return (rest[: len(rest) - len(self.after)] if ended else rest), ended
 
 
 def forms_of(text: str, tokenizer: Tokenizer) -> list[str]:

@@ -11,7 +11,7 @@ from mir_task.capture.decoder import MEDIA, find_decoder, media_token_ids
 from mir_task.capture.hooks import HiddenStateCapture, Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
-from mir_task.measuring.calls import Call, spelled, watching_media
+from mir_task.measuring.calls import Call, token_text, watching_media
 from mir_task.measuring.prompts import (
     Arrival,
     NothingArrived,
@@ -28,6 +28,8 @@ class Seen(NamedTuple):
     """What the model saw of one document."""
 
     prefill: Prefill
+    span: str
+    """Decoded: what stands after the last medium, special tokens included."""
     arrival: Arrival
     """What has arrived of the text."""
     forwards: tuple[int, int]
@@ -88,7 +90,7 @@ class Reader:
         self.notes: list[str] = []
         """What a reader of the value should know of the placement."""
         ids = {token_id for kind in MEDIA for token_id in media_token_ids(self.model, kind)}
-        marks = {spelled(tokenizer, token_id) for token_id in ids} | set(placeholders)
+        marks = {token_text(tokenizer, token_id) for token_id in ids} | set(placeholders)
         self.placeholders = sorted(mark for mark in marks if mark.strip())
         """What stands for a medium in the model's prompts."""
         self._placements = placements
@@ -270,7 +272,7 @@ class Reader:
         except MIRError as error:
             return Rejected(str(error))
         # Errors after the prefill, when an adapter reads the answer, do not concern it.
-        return Seen(call.prefills[number], arrival, call.forwards, call.traps)
+        return Seen(call.prefills[number], spans[number], arrival, call.forwards, call.traps)
 
     def _apart(self, batch: list[Document], call: Call, template: Template) -> list[Outcome]:
         """Of a call of several: each document's own sequence, where it is no other document's."""
@@ -282,7 +284,7 @@ class Reader:
             span = decode_text(prefill, self.tokenizer)
             arrivals = {n: a for n, of in enumerate(forms) if (a := template.whole(span, of))}
             for number, arrival in arrivals.items() if len(arrivals) == 1 else ():
-                found[number].append(Seen(prefill, arrival, call.forwards, call.traps))
+                found[number].append(Seen(prefill, span, arrival, call.forwards, call.traps))
         unclear = Rejected("its sequence in the batch cannot be told from the others'")
         return [seen[0] if len(seen) == 1 else unclear for seen in found]
 

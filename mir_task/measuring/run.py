@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.processes import rank, stop_if_another_failed
-from mir_task.measuring.prompts import alike, decode_text
+from mir_task.measuring.prompts import alike
 from mir_task.measuring.reader import Reader, Rejected, Seen
 from mir_task.result import MIRResult
 from mir_task.settings import TOKENS, MeasureSettings
@@ -39,13 +39,11 @@ class DocumentLog:
     """Which documents were measured, and what was seen on the way."""
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per document id: token counts, decoded text span and vision-row rule."""
+    """Per document id: token counts, decoded text span, vision-row rule, traps of the adapter."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Per document id: why it could not be measured."""
     facts: dict[str, Any] = field(default_factory=dict)
     """About the model and the prompt; the same on every process."""
-    traps: Counter[str] = field(default_factory=Counter)
-    """What an adapter did beyond one forward a document, and with how many documents."""
     notes: list[str] = field(default_factory=list)
     """Remarks on how the text was placed."""
     seconds: float = 0.0
@@ -65,9 +63,13 @@ class DocumentLog:
         seen = self.documents | other.documents
         # What a later pass could not measure counts in none.
         self.documents = {name: each for name, each in seen.items() if name not in self.skipped}
-        self.traps |= other.traps
         self.facts = self.facts or other.facts
         self.notes = self.notes or other.notes
+
+    @property
+    def traps(self) -> dict[str, int]:
+        """What an adapter did beyond one forward a document, and with how many documents."""
+        return dict(Counter(trap for each in self.documents.values() for trap in each["traps"]))
 
     @property
     def caption_loss(self) -> float | None:
@@ -189,6 +191,8 @@ class _Counting:
         self.name = name
         self.skip_failures = settings.on_error == "skip"
         self.text_rows = settings.text_rows
+        self._logged: set[str] = set()
+        """Traps, each logged once."""
 
     def reject(self, document: Document, rejected: Rejected) -> None:
         if rejected.alike:
@@ -231,14 +235,14 @@ class _Counting:
             "text_tokens": len(text_rows[0]),
             "characters_cut": seen.arrival.cut,
             "text_changes": seen.arrival.changes,
-            "text_span": decode_text(prefill, reader.tokenizer),
+            "text_span": seen.span,
             "vision_rule": prefill.vision_rule,
+            "traps": list(seen.traps),
             **_caption(seen, reader.tokenizer),
         }
-        for trap in seen.traps:
-            if trap not in self.log.traps:
-                logger.info(f"{self.name}: {trap}")
-            self.log.traps[trap] += 1
+        for trap in set(seen.traps) - self._logged:
+            logger.info(f"{self.name}: {trap}")
+        self._logged |= set(seen.traps)
 
     def without_placeholders(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts the model cannot take for media; the others are rejected by name."""
@@ -293,7 +297,7 @@ def _caption(seen: Seen, tokenizer: Any) -> dict[str, Any]:
     """Loss of a document's own tokens, or nothing where losses were not taken or are not finite."""
     if seen.prefill.text_losses is None:
         return {}
-    losses = seen.prefill.text_losses[seen.arrival.tokens(seen.prefill, tokenizer)]
+    losses = seen.prefill.text_losses[seen.arrival.tokens(seen.prefill.text_ids, seen.span, tokenizer)]
     if not len(losses) or not losses.isfinite().all():
         return {}
     return {"caption_tokens": len(losses), "caption_loss": float(losses.mean())}

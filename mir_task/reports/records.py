@@ -16,7 +16,7 @@ from mir_task.result import MIRResult
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
 # What `mir-task samples` writes, and the reason why a task has no side file.
-_OTHER = re.compile(r"^samples_|_failed_")
+_OTHER = re.compile(r"^samples_|^[\d_]+_failed_")
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 

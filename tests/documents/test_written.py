@@ -171,6 +171,21 @@ CASES: dict[str, Case] = {
         mir_text_column={"column": "text", "as": "str"},
         **BY_ID,
     ),
+    "numbers as they are written": case(
+        "jsonl",
+        '{"id": "x", "image": "a.jpg", "text": 2.50}\n{"id": "y", "image": "a.jpg", "text": 1e3}',
+        {"x": "2.50", "y": "1e3"},
+        mir_text_column={"column": "text", "as": "str"},
+        **BY_ID,
+    ),
+    "a part of bytes": case(
+        "parquet",
+        parquet(id=["x"], image=["a.jpg"], text=[b"abc"]),
+        {},
+        faults={"x": "bytes b'abc', which has no '0'"},
+        mir_text_column="text.0",
+        **BY_ID,
+    ),
     "a truth value": case("jsonl", lines(True), {}, faults={"d0": "bool True, no text"}, **BY_ID),
     "null": case(
         "jsonl", lines(None, "b"), {"d1": "b"}, faults={"d0": r"nothing \(null\), no text"}, **BY_ID
@@ -359,7 +374,31 @@ CASES: dict[str, Case] = {
         "jsonl", lines("a").encode("utf-16"), r"is not UTF-8 .byte 0xff in line 1.: save it as"
     ),
     "a text that is not UTF-8": Case(
-        numbered(1) | {"texts/1.txt": b"\xe9t\xe9"}, PAIR, r"1.txt is not UTF-8 .byte 0xe9 in line 1."
+        numbered(2) | {"texts/1.txt": b"\xe9t\xe9", "texts/2.txt": "Text 2."},
+        PAIR,
+        {"2": "Text 2."},
+        {"1": r"the file 1.txt: .*1.txt is not UTF-8 .byte 0xe9 in line 1."},
+    ),
+    "a sample that is not UTF-8": case(
+        "tar",
+        shard(**{"a.jpg": PICTURE, "a.txt": b"\xe9", "b.jpg": PICTURE, "b.txt": b"B"}),
+        {"b": "B"},
+        faults={"a": "the sample 'a': .*rows.tar: a.txt is not UTF-8"},
+        mir_media_column="jpg",
+        mir_text_column="txt",
+    ),
+    "a sample that is no JSON": case(
+        "tar",
+        shard(**{"a.jpg": PICTURE, "a.json": b"{", "b.jpg": PICTURE, "b.json": b'{"caption": "B"}'}),
+        {"b": "B"},
+        faults={"a": "the sample 'a': .*rows.tar: a.json is no JSON"},
+        mir_media_column="jpg",
+        mir_text_column="json.caption",
+    ),
+    "files of two kinds in one pattern": Case(
+        {"rows.csv": f"{IN}1,a.jpg,a", "rows.jsonl": lines("a")},
+        {"media": "rows.*"},
+        r"one name means files of several kinds, .*rows.csv and .*rows.jsonl",
     ),
     "no JSON": case("jsonl", lines("a") + "\n{", r"rows.jsonl, line 2 is no JSON: "),
     "a line that is no row": case(

@@ -510,6 +510,23 @@ def test_a_task_that_cannot_be_measured_leaves_the_others_their_results(
         evaluate.evaluate(adapter(), bad)
 
 
+def test_a_task_whose_requests_were_not_answered_is_no_value(adapter) -> None:
+    with pytest.raises(AssertionError, match="aggregated before its requests"):
+        evaluate.task().aggregation()
+
+
+def test_a_run_that_cannot_be_read_still_has_its_values(adapter, tmp_path, monkeypatch) -> None:
+    from mir_task.harness import requests
+
+    def broken():
+        raise AttributeError("another tracker")
+
+    monkeypatch.setattr(requests, "_run_of_the_harness", broken)
+    scores = evaluate.evaluate(adapter(), evaluate.task(), output=tmp_path)["results"]["mir_test"]
+    assert isinstance(scores["mir,none"], float)
+    assert not list(tmp_path.rglob("*_mir_mir_test.json"))
+
+
 def test_a_model_in_training_mode_is_measured_in_evaluation_mode(adapter, tmp_path) -> None:
     values = []
     for training in (False, True):

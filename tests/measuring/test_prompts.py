@@ -4,10 +4,8 @@ import random
 import string
 
 import pytest
-import torch
 
 from mir_task import MIRError
-from mir_task.capture.hooks import Prefill
 from mir_task.capture.positions import NO_TOKEN
 from mir_task.measuring.prompts import NothingArrived, Template, alike, forms_of, probe_for, squashed
 
@@ -69,9 +67,7 @@ def test_a_text_is_found_whatever_it_is(around: str, first: str, tokenizer) -> N
         assert arrival == template.arrival(span, forms_of(text, tokenizer))
         assert alike(squashed(span)[arrival.start : arrival.end]) == alike(text)
         assert arrival.start == len(squashed(around.partition("{}")[0]))
-        real = torch.ones(len(ids), dtype=torch.bool)
-        prefill = Prefill(torch.tensor(ids), real, ~real, real, "token_ids", (), ())
-        tokens = range(len(ids))[arrival.tokens(prefill, tokenizer)]
+        tokens = range(len(ids))[arrival.tokens(ids, span, tokenizer)]
         start = len(around.partition("{}")[0])
         assert (tokens.start, tokens.stop) == (start, start + len(text))
         for other in TEXTS:
@@ -127,9 +123,7 @@ def test_unknown_words() -> None:
         for text in ("a red circle", "blue", "a blue circle at left"):
             ids = Words().encode(f"user: {text} </s>", add_special_tokens=False)
             arrival = template.whole(Words().decode(ids), forms_of(text, Words()))
-            real = torch.ones(len(ids), dtype=torch.bool)
-            prefill = Prefill(torch.tensor(ids), real, ~real, real, "token_ids", (), ())
-            assert arrival.tokens(prefill, Words()) == slice(1, len(ids) - 1)
+            assert arrival.tokens(ids, Words().decode(ids), Words()) == slice(1, len(ids) - 1)
 
 
 def test_a_text_that_makes_no_difference_is_refused() -> None:
@@ -143,12 +137,10 @@ def test_a_prompt_that_changes_with_the_text_is_refused() -> None:
 
 
 def test_positions_without_a_token_write_nothing() -> None:
-    ids = torch.tensor([NO_TOKEN, *(ord(c) for c in "say: a boat.")])
-    none = ids == NO_TOKEN
-    prefill = Prefill(ids, torch.ones_like(none), none, ~none, "provenance", (), ())
+    ids = [NO_TOKEN, *(ord(c) for c in "say: a boat.")]
     template = learned("say: {}", "Every", Lowering())
     arrival = template.whole("say: a boat.", forms_of("A  Boat.", Lowering()))
-    assert arrival.tokens(prefill, Lowering()) == slice(5, 12)
+    assert arrival.tokens(ids, "say: a boat.", Lowering()) == slice(6, 13)
 
 
 def test_a_probe_begins_with_what_no_other_text_holds() -> None:

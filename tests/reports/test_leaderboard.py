@@ -148,7 +148,11 @@ def test_broken_files_are_named_and_the_rest_is_right(tmp_path) -> None:
 def test_files_of_samples_are_no_side_files(tmp_path) -> None:
     runs.run(tmp_path, "a", 3.0)
     (tmp_path / "samples_mir_demo.json").write_text('{"schema_version": 1, "sizes": []}')
-    assert "left out" not in command(tmp_path).stderr
+    (tmp_path / "20260101_000000_failed_mir_demo.json").write_text('{"why": "no media"}')
+    runs.run(tmp_path, "b", 3.1, task="mir_failed_x")  # a task may be called so
+    printed = command(tmp_path)
+    assert "left out" not in printed.stderr
+    assert "task mir_failed_x" in printed.stdout
 
 
 def test_nothing_to_rank_is_one_message(tmp_path) -> None:
