@@ -13,8 +13,6 @@ class Document(NamedTuple):
     text: str
     to_media: Callable[[dict[str, Any]], list[Any]]
     """From a row of the split to its images, paths of videos, or audio (samples and their rate)."""
-    counts: bool = True
-    """False for the copies with which processes are filled up: run, but not counted."""
     task: str = ""
     """Name of the harness's task, under which its adapter finds the rows of the data set."""
     split: str = ""

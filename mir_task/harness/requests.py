@@ -72,18 +72,16 @@ def mir_prefill(lm: lmms, requests: list[Instance]) -> list[tuple[str, dict[str,
 
 
 def adapter_documents(task: MIRTask, requests: list[Instance]) -> Iterator[Document]:
-    """The documents of a process's requests, in their order, then the copies that count nowhere.
+    """The documents of a process's requests, in their order.
 
-    `--repeats` sends a document several times, and processes are filled up with copies of their last
-    request, which run where every process has to take part.
+    `--repeats` sends a document several times, and the harness fills processes up with copies of their
+    last request.
     """
     rows, name = task.test_docs(), task.config.task
-    padding = [r.doc_id for r in requests if r.metadata.get("__padding_only__")]
-    counted = {r.doc_id for r in requests if not r.metadata.get("__padding_only__")}
-    for number, row in enumerate([*sorted(counted), *padding]):
-        values, counts = rows[row], number < len(counted)
+    for row in sorted({r.doc_id for r in requests if not r.metadata.get("__padding_only__")}):
+        values = rows[row]
         yield Document(
-            values["id"], row, values["text"], task.doc_to_visual, counts, name, SPLIT, values["fault"]
+            values["id"], row, values["text"], task.doc_to_visual, name, SPLIT, values["fault"]
         )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import itertools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -159,16 +158,13 @@ class _Processor(Reader):
 
 
 def _share(pairs: Any) -> Iterator[Document]:
-    """This process's documents, then copies that fill it up: sharded models run all processes alike."""
-    size, count = world_size(), len(pairs)
-    own = range(rank(), count, size)
-    padding = [0] * (-(-count // size) - len(own))
-    for number, row in enumerate(itertools.chain(own, padding)):
+    """This process's documents."""
+    for row in range(rank(), len(pairs), world_size()):
         pair = pairs[row]
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
             raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
         to_media = functools.partial(_medium, pairs, row)
-        yield Document(str(row), row, pair[1], to_media, counts=number < len(own))
+        yield Document(str(row), row, pair[1], to_media)
 
 
 def _medium(pairs: Any, number: int, row: Any) -> list[Any]:

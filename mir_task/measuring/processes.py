@@ -74,8 +74,7 @@ def on_every_rank() -> Iterator[None]:
         pass
     except Exception as error:  # noqa: BLE001 - raised below, after the others know
         failure = error
-        if size > 1:
-            _store().set(_running[-1], str(rank()))
+        tell_failure()
     finally:
         _running.pop()
     if size > 1:
@@ -86,6 +85,12 @@ def on_every_rank() -> Iterator[None]:
                     raise MIRError(f"process {number} failed: {message}")
     if failure is not None:
         raise failure
+
+
+def tell_failure() -> None:
+    """Have the other processes leave the `on_every_rank` block that is running at their next step."""
+    if world_size() > 1 and _running:
+        _store().set(_running[-1], str(rank()))
 
 
 def stop_if_another_failed() -> None:

@@ -21,6 +21,7 @@ from mir_task.measuring.prompts import (
     probe_for,
     spelled_by,
 )
+from mir_task.measuring.sharded import in_step, refuse_unknown_sharding
 from mir_task.settings import TOKENS, MeasureSettings
 
 
@@ -66,7 +67,8 @@ class Reader:
         placeholders: what the model's processor takes for media, beside the media tokens.
 
     Raises:
-        MIRError: no text decoder is found.
+        MIRError: no text decoder is found, or the model is split over processes in a way that is not
+            known.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Reader:
         placements: Sequence[str],
         placeholders: Iterable[str] = (),
     ) -> None:
+        for model in models:
+            refuse_unknown_sharding(model)
         self.name = name
         self.model, *self._replicas = models
         self.tokenizer = tokenizer
@@ -115,16 +119,20 @@ class Reader:
     def capturing(self, layers: Mapping[int, torch.device] | None = None) -> Iterator[None]:
         """Capture the hidden states of some decoder layers; arguments as `HiddenStateCapture`.
 
-        The model is in evaluation mode inside, and afterwards as it was.
+        The model is in evaluation mode inside, and afterwards as it was. Where its parameters are
+        sharded over processes, all of them enter, and leave together.
         """
         models = [self.model, *self._replicas]
         training = {module: module.training for model in models for module in model.modules()}
         try:
             for model in models:
                 model.eval()
-            with HiddenStateCapture(
-                self.model, layers, self.modality, self._replicas, losses=self._losses
-            ) as self._capture:
+            with (
+                in_step(models),
+                HiddenStateCapture(
+                    self.model, layers, self.modality, self._replicas, losses=self._losses
+                ) as self._capture,
+            ):
                 yield
         finally:
             for module, mode in training.items():

@@ -204,8 +204,7 @@ class _Counting:
         if not self.skip_failures:
             raise MIRError(f"{message} {_SKIP_HINT}")
         logger.warning(f"{self.name}: skipped {message}")
-        if document.counts:
-            self.log.skipped[document.id] = rejected.reason
+        self.log.skipped[document.id] = rejected.reason
 
     def count(self, reader: Reader, document: Document, seen: Seen) -> None:
         prefill = seen.prefill
@@ -217,8 +216,6 @@ class _Counting:
         if self.text_rows is not None and text_tokens < self.text_rows:
             reason = f"{text_tokens} text tokens, {self.text_rows} were asked for: lower mir_text_rows"
             self.reject(document, Rejected(reason))
-            return
-        if not document.counts:
             return
         text_rows = [rows[: self.text_rows] for rows in prefill.text_rows]
         try:
