@@ -1,18 +1,15 @@
 """Many models, each in a process of its own, so that a night's batch survives.
 
-A run writes into a temporary folder,
-which is renamed when its results are whole; so what stands under a run's name is finished, whatever
-happened to other runs or to this command. A run that failed leaves a file that says why.
+A run writes into a temporary folder, which is renamed when its results are whole; so what stands under
+a run's name is finished, whatever happened to other runs or to this command. A run that failed leaves a
+file that says why.
 """
 
 import contextlib
-import ctypes
-import functools
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +20,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mir_task.commands.guard import RUN_VARIABLE, end_run
 from mir_task.commands.zoo_list import Options, Run, command
 from mir_task.errors import MIRError
 from mir_task.files import write_json
 from mir_task.settings import RUNS_VARIABLE
 
 _POLL = 0.2
-_KILL_AFTER = 10.0
+# Seconds in which a run's guard ends it.
+_ENDING = 30.0
 # Bytes left on a disk that counts as full.
 _LITTLE = 2**16
 
@@ -136,7 +135,8 @@ class _Process:
         self.started = time.monotonic()
         self.process: subprocess.Popen[bytes] | None = None
         self.error = ""
-        environment = {**os.environ, **zoo.options.environment}
+        self.name = f"{run.name}-{os.getpid()}-{time.time_ns()}"
+        environment = {**os.environ, **zoo.options.environment, RUN_VARIABLE: self.name}
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
             environment[RUNS_VARIABLE] = str(len(zoo.options.gpus))
@@ -151,21 +151,24 @@ class _Process:
             self.output = Path(output)
             (self.output / "config.yaml").write_text(yaml.safe_dump([dict(run.config)]), "utf-8")
             with zoo.log(run).open("wb") as log:
+                guard = [sys.executable, "-m", "mir_task.commands.guard"]
                 self.process = subprocess.Popen(
-                    command(run, self.output, zoo.options),
+                    [*guard, *command(run, self.output, zoo.options)],
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # which ends with this process, whatever ends that
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=_end_with_parent,
                 )
         except OSError as error:
             self.error = f"it could not be started: {error}"
 
     def ended(self) -> bool:
         """Whether the run is over; one that takes too long is ended here."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None:
+            return True
+        if self.process.poll() is not None:
+            self.kill()  # what the guard has left where it was killed itself
             return True
         limit = self.zoo.options.time_limit
         if limit is not None and time.monotonic() - self.started > limit:
@@ -176,16 +179,14 @@ class _Process:
 
     def kill(self) -> None:
         """End the run and whatever it started."""
-        if self.process is None:
+        if self.process is None or self.process.stdin is None:
             return
-        for number, wait in ((signal.SIGTERM, _KILL_AFTER), (signal.SIGKILL, None)):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(wait)
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        self.process.stdin.close()
+        try:
+            self.process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        end_run(self.name)
 
     def outcome(self) -> Outcome:
         """Judged by the results that the run left, not by its exit code."""
@@ -260,14 +261,3 @@ def _why(folder: Path, task: str) -> str:
 def _values(results: Mapping[str, Mapping[str, Any]]) -> str:
     values = {task: scores.get("mir,none") for task, scores in results.items()}
     return ", ".join(f"{task} {v:.4f}" for task, v in values.items() if isinstance(v, float))
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
-def _end_with_parent() -> None:
-    """Have a run end with this command, also where this one is killed; Linux alone knows the way."""
-    if sys.platform == "linux":
-        _libc().prctl(1, signal.SIGKILL)

@@ -1,20 +1,26 @@
 """`mir-task zoo`: a batch of models through the real command."""
 
+import contextlib
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from mir_task import MIRError
 from mir_task.commands.cli import main
+from mir_task.commands.guard import RUN_VARIABLE, end_run
 from mir_task.commands.zoo_list import Options, read
 from mir_task.commands.zoo_runs import Zoo, whole_results
 from mir_task.demo.checkpoint import make_llava
@@ -104,6 +110,76 @@ def test_failures_are_named_and_only_what_is_missing_runs_again(checkpoints, tmp
     assert "## Group 1: task mir_demo, " in printed
     assert len(values(output)) == 4
     assert all(path.is_dir() for path in output.iterdir())
+
+
+def of_run(*parts: str) -> list[psutil.Process]:
+    """Processes of any run whose command line holds these parts."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if RUN_VARIABLE in process.environ() and set(parts) <= set(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.2)
+
+
+WORKERS = """
+import subprocess, sys, time
+worker = [sys.executable, "-c", "import time; time.sleep(600)", "worker-of-the-test"]
+subprocess.Popen(worker, start_new_session=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("ending", ["its input", "the command", "the guard"])
+def test_a_run_ends_with_all_that_it_started(ending: str) -> None:
+    command = [sys.executable, "-c", WORKERS, "0" if ending == "the command" else "600"]
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "mir_task.commands.guard", *command],
+        stdin=subprocess.PIPE,
+        env={**os.environ, RUN_VARIABLE: ending},
+    )
+    if ending != "the command":
+        wait_for(lambda: bool(of_run("worker-of-the-test")), 60)
+    if ending == "its input":
+        guard.stdin.close()
+    elif ending == "the guard":
+        guard.kill()
+        guard.wait()
+        end_run(ending)
+    guard.wait(60)
+    assert not of_run("worker-of-the-test")
+
+
+@pytest.mark.slow
+def test_workers_of_a_launcher_end_with_it_and_with_the_batch(tmp_path) -> None:
+    hanging, models = tmp_path / "hanging", tmp_path / "models.yaml"
+    hanging.touch()
+    arguments = {"model": "standin_hangs", "model_args": f"pretrained={hanging}", "tasks": "mir_demo"}
+    models.write_text(yaml.safe_dump([arguments]))
+    root = Path(__file__).parents[2]
+    path = f"PYTHONPATH={root}:{root / 'tests' / 'standins' / 'installed'}"
+    command = (models, "--output_path", tmp_path / "out", "--env", path)
+    command = (*command, "--launcher", "torchrun", "--processes", "2")
+    for victim in ("launcher", "batch"):
+        batch = start(*command, cwd=tmp_path)
+        wait_for(lambda: len(of_run("lmms_eval")) == 4, 120)  # guard, launcher, two workers
+        _, launcher, *_ = sorted(of_run("lmms_eval"), key=psutil.Process.create_time)
+        if victim == "launcher":
+            launcher.kill()
+            printed, _ = batch.communicate(timeout=120)
+            assert "1 failed" in printed.splitlines()
+        else:
+            batch.kill()
+            batch.wait()
+        wait_for(lambda: not of_run(), 60)
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.slow
