@@ -8,9 +8,14 @@ from typing import Any
 from loguru import logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mir_task.captions import gain_difference
+from mir_task.errors import MIRError
 from mir_task.measuring.library import Pair, measure
 from mir_task.measuring.plan import DEFAULT_GROUPS
 from mir_task.result import MIRResult, jackknife_stderr
+
+WATCHED = ("mir", "caption_gain")
+"""What the plateau rule can watch."""
 
 
 class MIRCallback(TrainerCallback):
@@ -23,9 +28,10 @@ class MIRCallback(TrainerCallback):
     What is logged, beside the losses: `mir`, `mir_published_fast`, `mir_stderr`, `mir_mean_term` and
     `mir_covariance_term` (sums over the layers; together the distance whose log10 is MIR),
     `mir_norm_ratio` (mean over the layers of vision over text norm), `mir_seconds`, with `patience`
-    `mir_plateau` (0 or 1), and with `caption_ppl=True` `caption_loss` and `caption_ppl`. At evaluations
-    `eval_mir` also goes into the metrics, so that `metric_for_best_model="mir"` with
-    `greater_is_better=False` keeps the checkpoint of the lowest MIR.
+    `mir_plateau` (0 or 1), with `caption_ppl=True` `caption_loss` and `caption_ppl`, and with
+    `caption_gain=True` `caption_gain` and `caption_gain_stderr` too. At evaluations `eval_mir` and
+    `eval_caption_gain` also go into the metrics, so that `metric_for_best_model="caption_gain"` keeps
+    the checkpoint of the highest gain, `"mir"` with `greater_is_better=False` that of the lowest MIR.
 
     The first measurement, before the first step, raises what is wrong with model or pairs; one that
     fails later is logged as an error, and training goes on.
@@ -35,11 +41,15 @@ class MIRCallback(TrainerCallback):
         pairs: of a medium and a text, as `mir_task.measure` takes them; none of the training data.
         processor: of the model; the trainer's `processing_class` where None.
         every: steps between measurements; at the Trainer's evaluations where None.
+        watch: what should improve: `"mir"` falls, `"caption_gain"` rises.
         patience: measurements in a row without improvement that make a plateau; no rule where None.
-        min_delta: by how much MIR has to fall below the lowest so far to count as an improvement. It
-            also has to fall by twice the standard error of the difference, taken over the same groups
-            of documents and so smaller than that of either value.
+        min_delta: by how much the figure has to be better than the best so far to count as an
+            improvement. It also has to be better by twice the standard error of the difference, taken
+            over the same documents and so smaller than that of either value.
         stop: whether a plateau ends training.
+
+    Raises:
+        MIRError: `watch` is another name.
         options: of `mir_task.measure`, such as `groups`, `encode` or `text_rows`.
     """
 
@@ -50,19 +60,25 @@ class MIRCallback(TrainerCallback):
         *,
         processor: Any = None,
         every: int | None = None,
+        watch: str = "mir",
         patience: int | None = None,
         min_delta: float = 0.0,
         stop: bool = False,
         **options: Any,
     ) -> None:
+        if watch not in WATCHED:
+            raise MIRError(f"watch must be one of {', '.join(WATCHED)}, got {watch!r}")
         self.trainer = trainer
         self.pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
         self.processor = processor
         self.every = every
+        self.watch = watch
         self.patience = patience
         self.min_delta = min_delta
         self.stop = stop
         self.options = {"groups": DEFAULT_GROUPS, **options}
+        if watch == "caption_gain":
+            self.options["caption_gain"] = True
         self.results: dict[int, MIRResult] = {}
         """By the number of steps done."""
         self.best: MIRResult | None = None
@@ -99,7 +115,9 @@ class MIRCallback(TrainerCallback):
         if self.every is None and not known:
             known = self._try_to_measure(state, control)
         if metrics is not None and known:
-            metrics["eval_mir"] = self.results[state.global_step].mir
+            result = self.results[state.global_step]
+            found = {f"eval_{name}": getattr(result, name) for name in WATCHED}
+            metrics.update({name: value for name, value in found.items() if value is not None})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,15 +150,16 @@ class MIRCallback(TrainerCallback):
         control.should_log = should_log  # logging takes back that the losses of this step are due
 
     def _is_plateau(self, result: MIRResult, step: int) -> bool:
-        if self.best is None or improves(result, self.best, self.min_delta):
+        if self.best is None or improves(result, self.best, self.min_delta, self.watch):
             self.best, self._since_best = result, 0
             return False
         self._since_best += 1
         assert self.patience is not None
         if self._since_best == self.patience:
+            now, best = (getattr(of, self.watch) for of in (result, self.best))
             logger.warning(
-                f"MIR has not fallen in {self.patience} measurements: {result.mir:.4f} after step "
-                f"{step}, {self.best.mir:.4f} at its lowest"
+                f"{self.watch} has not improved in {self.patience} measurements: {now:.4f} after step "
+                f"{step}, {best:.4f} at its best"
             )
         return self._since_best >= self.patience
 
@@ -157,12 +176,17 @@ def flat(result: MIRResult) -> dict[str, float]:
         "mir_norm_ratio": sum(layer.norm_ratio for layer in layers) / len(layers),
         "caption_loss": result.caption_loss,
         "caption_ppl": result.caption_ppl,
+        "caption_gain": result.caption_gain,
+        "caption_gain_stderr": result.caption_gain_stderr,
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def improves(result: MIRResult, best: MIRResult, min_delta: float) -> bool:
-    """Whether MIR fell by more than `min_delta` and twice the standard error of the difference."""
+def improves(result: MIRResult, best: MIRResult, min_delta: float, watch: str = "mir") -> bool:
+    """Whether a result is better by more than `min_delta` and twice the difference's standard error."""
+    if watch == "caption_gain":
+        rise, stderr = gain_difference(result.caption_gains, best.caption_gains) or (0.0, None)
+        return rise > max(min_delta, 2 * (stderr or 0.0))
     if len(result.left_out_mir) == len(best.left_out_mir) > 1:
         pairs = zip(result.left_out_mir, best.left_out_mir, strict=True)
         noise = jackknife_stderr([new - old for new, old in pairs])

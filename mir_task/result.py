@@ -106,8 +106,15 @@ class MIRResult(_Numbers):
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
     """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
     caption_loss: float | None = None
-    """Mean loss of the tokens of the documents' own texts after their media, in nats, where
-    `mir_caption_ppl` asks for it; a baseline of the paper's figure 1."""
+    """Mean loss of the tokens of the documents' own texts after their media, in nats, where captions are
+    measured; a baseline of the paper's figure 1."""
+    caption_gain: float | None = None
+    """By how much that loss is larger after the medium of another document: what the model takes from
+    the own one. In nats a token."""
+    caption_gain_stderr: float | None = None
+    """By the jackknife that leaves out one document at a time."""
+    caption_gains: dict[str, tuple[float, int]] = Field(default_factory=dict, exclude=True)
+    """By document, its gain and its tokens; side files have them among their documents."""
 
     @model_validator(mode="after")
     def _has_a_value(self) -> Self:

@@ -69,11 +69,24 @@ class MeasureSettings(BaseModel):
     """Figures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
     caption_ppl: bool = False
     """Whether the loss and perplexity of the documents' own texts are taken from the same forwards."""
+    caption_gain: bool | None = None
+    """Whether that loss is also taken after the medium of another document, one forward more a document:
+    where a task's texts are those of its media, if not given."""
     host_memory: float | None = Field(default=None, gt=0)
     """GiB of host memory for statistics, a process; half of what is free if not given."""
     accelerator_memory: float | None = Field(default=None, ge=0)
     """GiB of each accelerator for statistics; half of what is free beside the model if not given. The
     documents run again for layers whose rows do not fit."""
+
+    @property
+    def measures_gain(self) -> bool:
+        """Whether the gain by the own medium is measured."""
+        return bool(self.caption_gain)
+
+    @property
+    def measures_captions(self) -> bool:
+        """Whether losses of the documents' own texts are measured."""
+        return self.caption_ppl or self.measures_gain
 
     @field_validator("groups")
     @classmethod
@@ -97,7 +110,12 @@ class MeasureSettings(BaseModel):
         try:
             return cls(**{key.removeprefix(prefix): value for key, value in keys.items()})
         except ValidationError as error:
-            faults = "; ".join(f"{prefix}{e['loc'][0]}: {e['msg']}" for e in error.errors())
+            faults = "; ".join(
+                f"{prefix}{e['loc'][0]}: {e['msg']}"
+                if e["loc"]
+                else f"{prefix}{e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
             known = ", ".join(sorted(f"{prefix}{name}" for name in cls.model_fields))
             raise MIRError(f"{owner}: {faults}. Known keys: {known}") from None
 
@@ -139,7 +157,26 @@ class Settings(MeasureSettings):
     text_limit: int | None = Field(default=None, ge=1)
     """Words of a text that are kept, from its beginning; all where not given."""
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether each text is that of its medium."""
+        return self.text_dataset is None or self.pairing == "by_id"
+
+    @property
+    def measures_gain(self) -> bool:
+        """As of the parent; of paired texts where not given."""
+        return self.is_paired if self.caption_gain is None else self.caption_gain
+
     @model_validator(mode="before")
     @classmethod
     def _column_of_the_modality(cls, keys: dict[str, Any]) -> dict[str, Any]:
         return {"media_column": keys.get("modality", "image"), **keys}
+
+    @model_validator(mode="after")
+    def _gain_of_pairs(self) -> Self:
+        if self.caption_gain and not self.is_paired:
+            raise ValueError(
+                "caption_gain: true asks what a text gains by its own medium, and mir_text_dataset "
+                f"{self.text_dataset} is crossed with the media: leave it out, or set mir_pairing: by_id"
+            )
+        return self

@@ -155,6 +155,32 @@ def test_a_plateau_ends_training(model, llava, pairs, tmp_path) -> None:
     assert trainer.state.global_step == 6
 
 
+def test_the_rule_may_watch_caption_gain(model, llava, pairs, tmp_path) -> None:
+    trainer, held_out = trainer_of(
+        model, llava, pairs, tmp_path, eval_strategy="steps", eval_steps=3, learning_rate=0.0
+    )
+    callback = MIRCallback(trainer, held_out, watch="caption_gain", patience=1)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert [entry["mir_plateau"] for entry in logged(trainer)] == [0, 1, 1]
+    assert all(entry["caption_gain_stderr"] > 0 for entry in logged(trainer))
+    assert trainer.evaluate()["eval_caption_gain"] == callback.results[0].caption_gain
+    with pytest.raises(MIRError, match="watch must be one of mir, caption_gain, got 'loss'"):
+        MIRCallback(trainer, held_out, watch="loss")
+
+
+def test_a_rise_of_the_gain_is_an_improvement() -> None:
+    gains = {str(n): (float(n), 5) for n in range(10)}
+    best = runs.result(0.5).model_copy(update={"caption_gains": gains})
+    higher = {name: (gain + 0.1, tokens) for name, (gain, tokens) in gains.items()}
+    better = best.model_copy(update={"caption_gains": higher})
+    assert improves(better, best, 0.0, "caption_gain")
+    assert not improves(best, better, 0.0, "caption_gain")
+    assert not improves(better, best, 0.2, "caption_gain")
+    noisy = {name: (gain + 0.1 + (-1) ** int(name), tokens) for name, (gain, tokens) in gains.items()}
+    assert not improves(best.model_copy(update={"caption_gains": noisy}), best, 0.0, "caption_gain")
+
+
 def result_of(total: float, left_out: list[float]) -> MIRResult:
     """A result with that sum of distances, and those without one group each."""
     layer = runs.result(math.log10(total), layers=1).layers[0]

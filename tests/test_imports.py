@@ -12,14 +12,17 @@ import pytest
 import mir_task
 
 PACKAGE = Path(mir_task.__file__).parent
-PLAIN = {"_version", "errors", "files", "result", "settings", "tasks"}
+PLAIN = {"_version", "captions", "errors", "files", "result", "settings", "tasks"}
 """Modules of plain values at the top, which know no folder."""
 ALLOWED = {
     "metric": {"errors", "result"},
     "statistics": {"metric", "errors", "result", "settings"},
     "capture": {"errors"},
     "documents": {"errors", "files", "settings"},
-    "measuring": {"capture", "documents", "metric", "statistics", "errors", "result", "settings"},
+    "measuring": {
+        *("capture", "documents", "metric", "statistics"),
+        *("captions", "errors", "result", "settings"),
+    },
     "reports": PLAIN,
     "harness": {
         *("capture", "documents", "measuring", "metric", "statistics", "reports"),
@@ -27,7 +30,7 @@ ALLOWED = {
     },
     "commands": {"harness", "reports", "documents", "demo", *PLAIN},
     "demo": {"errors"},
-    "callback": {"measuring", "result"},
+    "callback": {"measuring", "captions", "errors", "result"},
     "moca": {"capture", "errors"},
     "plugin": {"errors", "tasks"},
     **{name: PLAIN - {name} for name in PLAIN},

@@ -92,6 +92,8 @@ class HiddenStateCapture:
         self._layers = layers or dict.fromkeys(
             range(1, len(self.decoder.layers) + 1), torch.device("cpu")
         )
+        self.keeps_rows = True
+        """Whether prefills have rows; without, they tell positions and losses alone."""
         self.prefills: list[Prefill] = []
         self.failures: list[Exception] = []
         self.forwards = 0
@@ -192,7 +194,8 @@ class HiddenStateCapture:
         forward = self._finder.forward
         sequences = [] if forward is None else forward.sequences or []
         found = any(sequence.vision.any() for sequence in sequences)
-        self._running.pending = _PendingForward(sequences, self._layers) if found else None
+        layers = self._layers if self.keeps_rows else {}
+        self._running.pending = _PendingForward(sequences, layers) if found else None
 
     def _keep_layer_input(
         self, decoder: Decoder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -18,6 +18,8 @@ class Document(NamedTuple):
     split: str = ""
     fault: str | None = None
     """Why its row cannot be measured, where it cannot."""
+    to_other_media: Callable[[dict[str, Any]], list[Any]] | None = None
+    """As `to_media`, the medium of another document; None where there is none."""
 
 
 def messages(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import pickle
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mir_task.documents.document import Document, messages
+from mir_task.documents.others import other_row
 from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
@@ -59,7 +61,7 @@ def measure(
         name: for progress bars and messages.
         bars: whether to show progress bars.
         settings: as the keys of a MIR task, without their `mir_`: `modality`, `placement`, `outliers`,
-            `groups`, `text_rows`, `caption_ppl`, `on_error`, `min_documents`, `extras`,
+            `groups`, `text_rows`, `caption_ppl`, `caption_gain`, `on_error`, `min_documents`, `extras`,
             `host_memory`, `accelerator_memory`.
 
     Raises:
@@ -163,13 +165,35 @@ def _share(pairs: Any) -> Iterator[Document]:
         pair = pairs[row]
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
             raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
-        to_media = functools.partial(_medium, pairs, row)
-        yield Document(str(row), row, pair[1], to_media)
+        yield Document(
+            str(row),
+            row,
+            pair[1],
+            functools.partial(_medium, pairs, row),
+            to_other_media=functools.partial(_other_medium, pairs, row) if len(pairs) > 1 else None,
+        )
 
 
 def _medium(pairs: Any, number: int, row: Any) -> list[Any]:
     medium = pairs[number][0]
     return [as_seen(medium) if isinstance(medium, Image.Image) else medium]
+
+
+def _other_medium(pairs: Any, number: int, row: Any) -> list[Any]:
+    own = pairs[number][0]
+    other = other_row(number, len(pairs), 0, lambda n: _are_one(pairs[n][0], own))
+    if other is None:
+        raise MIRError(f"all {len(pairs)} pairs hold one medium, so no other can take its place")
+    return _medium(pairs, other, row)
+
+
+def _are_one(medium: Any, other: Any) -> bool:
+    if isinstance(medium, Image.Image) and isinstance(other, Image.Image):
+        return medium.size == other.size and medium.tobytes() == other.tobytes()
+    try:
+        return medium is other or pickle.dumps(medium) == pickle.dumps(other)
+    except (TypeError, AttributeError, pickle.PickleError):  # not of plain data
+        return False
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

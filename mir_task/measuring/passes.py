@@ -15,12 +15,14 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
+from mir_task.captions import caption_gain, caption_loss, gains
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring import plan
+from mir_task.measuring.log import DocumentLog, reasons
 from mir_task.measuring.processes import CONNECTED, all_gather, on_every_rank, rank
 from mir_task.measuring.reader import Reader
-from mir_task.measuring.run import DocumentLog, reasons, run_documents
+from mir_task.measuring.run import run_documents
 from mir_task.metric.definition import ComputedLayer, result_of_layers
 from mir_task.result import MIRResult
 from mir_task.settings import MeasureSettings
@@ -80,12 +82,22 @@ def measure_together(
         for other in others:
             log.merge(other)
         result = result_of_layers(run.done.values(), settings.outliers)
-        result = result.model_copy(update={"caption_loss": log.caption_loss})
-    if settings.caption_ppl and result.caption_loss is None:
+        entries = [{"id": name, **entry} for name, entry in log.documents.items()]
+        loss, gain = caption_loss(entries), caption_gain(entries)
+        captions = {
+            "caption_loss": loss and loss.value,
+            "caption_gain": gain and gain.value,
+            "caption_gain_stderr": gain and gain.stderr,
+            "caption_gains": gains(entries),
+        }
+        result = result.model_copy(update=captions)
+    if settings.measures_captions and loss is None:
         run.note(
-            f"caption_ppl is N/A: the forwards of {type(run.reader.model).__name__} return no logits, "
-            "or some that are not finite"
+            "the losses of captions are N/A: the forwards of "
+            f"{type(run.reader.model).__name__} return no logits, or some that are not finite"
         )
+    elif settings.measures_gain and gain is None:
+        run.note(f"caption_gain is N/A: no document has another {settings.modality} than the others")
     rows = {number: layer.rows for number, layer in run.done.items() if layer.rows is not None}
     return Measurement(result, log, run.notes, run.seconds, rows, run.plan())
 
@@ -162,6 +174,7 @@ class _Passes:
                 self.settings,
                 self.name,
                 bars=self.bars,
+                captions=not self.passes,
             )
             self.log.merge(part)
             self.log.seconds += part.seconds

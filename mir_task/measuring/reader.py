@@ -98,7 +98,6 @@ class Reader:
         self.placeholders = sorted(mark for mark in marks if mark.strip())
         """What stands for a medium in the model's prompts."""
         self._placements = placements
-        self._losses = settings.caption_ppl
         self._batches = True
         self._capture: HiddenStateCapture | None = None
 
@@ -116,7 +115,9 @@ class Reader:
         return 1
 
     @contextmanager
-    def capturing(self, layers: Mapping[int, torch.device] | None = None) -> Iterator[None]:
+    def capturing(
+        self, layers: Mapping[int, torch.device] | None = None, *, losses: bool = False
+    ) -> Iterator[None]:
         """Capture the hidden states of some decoder layers; arguments as `HiddenStateCapture`.
 
         The model is in evaluation mode inside, and afterwards as it was. Where its parameters are
@@ -130,13 +131,23 @@ class Reader:
             with (
                 in_step(models),
                 HiddenStateCapture(
-                    self.model, layers, self.modality, self._replicas, losses=self._losses
+                    self.model, layers, self.modality, self._replicas, losses=losses
                 ) as self._capture,
             ):
                 yield
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+    @contextmanager
+    def without_rows(self) -> Iterator[None]:
+        """Within `capturing`: what is seen has positions and losses, and no rows."""
+        assert self._capture is not None
+        self._capture.keeps_rows = False
+        try:
+            yield
+        finally:
+            self._capture.keeps_rows = True
 
     @property
     def batch_size(self) -> int:

@@ -1,10 +1,9 @@
 """Run documents through a model and count what it sees."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from loguru import logger
@@ -13,11 +12,11 @@ from tqdm import tqdm
 
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
+from mir_task.measuring.log import DocumentLog, named
 from mir_task.measuring.processes import rank, stop_if_another_failed
 from mir_task.measuring.prompts import alike
 from mir_task.measuring.reader import Reader, Rejected, Seen
-from mir_task.result import MIRResult
-from mir_task.settings import TOKENS, MeasureSettings
+from mir_task.settings import MeasureSettings
 
 
 class Meter(Protocol):
@@ -34,95 +33,6 @@ class Meter(Protocol):
         """As `MIRMeter.update`."""
 
 
-@dataclass
-class DocumentLog:
-    """Which documents were measured, and what was seen on the way."""
-
-    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per document id: token counts, decoded text span, vision-row rule, traps of the adapter."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Per document id: why it could not be measured."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """About the model and the prompt; the same on every process."""
-    notes: list[str] = field(default_factory=list)
-    """Remarks on how the text was placed."""
-    seconds: float = 0.0
-    """Wall time of the forwards."""
-
-    def merge(self, other: "DocumentLog") -> None:
-        """Add what another process, or another pass, measured of the same task.
-
-        Raises:
-            MIRError: they measured different models or placed the text differently.
-        """
-        if other.facts and self.facts and other.facts != self.facts:
-            raise MIRError(
-                f"the processes do not measure the same thing: {self.facts} and {other.facts}"
-            )
-        self.skipped |= other.skipped
-        seen = self.documents | other.documents
-        # What a later pass could not measure counts in none.
-        self.documents = {name: each for name, each in seen.items() if name not in self.skipped}
-        self.facts = self.facts or other.facts
-        self.notes = self.notes or other.notes
-
-    @property
-    def traps(self) -> dict[str, int]:
-        """What an adapter did beyond one forward a document, and with how many documents."""
-        return dict(Counter(trap for each in self.documents.values() for trap in each["traps"]))
-
-    @property
-    def caption_loss(self) -> float | None:
-        """Mean loss of all documents' caption tokens, in nats; None unless all have one."""
-        taken = [document for document in self.documents.values() if "caption_loss" in document]
-        if not taken or len(taken) < len(self.documents):
-            return None
-        tokens = sum(document["caption_tokens"] for document in taken)
-        return float(sum(d["caption_loss"] * d["caption_tokens"] for d in taken) / tokens)
-
-    def warnings(self, result: MIRResult, modality: str) -> list[str]:
-        """What a reader of the value should know."""
-        found = list(self.notes)
-        layer, size = result.layers[0], self.facts["hidden_size"]
-        for name, tokens in ((TOKENS[modality], layer.vision_tokens), ("text", layer.text_tokens)):
-            if tokens <= size:  # n tokens have a covariance of rank n - 1
-                found.append(
-                    f"{tokens} {name} tokens in {size} dimensions: their covariance is singular. "
-                    "The distance is exact for these tokens but biased upwards, so compare it only "
-                    "at equal documents, or measure more of them"
-                )
-        if self.skipped:
-            found.append(
-                f"{len(self.skipped)} document(s) could not be measured and are left out: "
-                f"{_named(self.skipped)}. {reasons(self.skipped.values())}"
-            )
-        changed = {i: document["text_changes"] for i, document in self.documents.items()}
-        if changed := {i: changes for i, changes in changed.items() if changes}:
-            found.append(
-                f"the text of {len(changed)} document(s) was changed on its way to the model; what "
-                f"arrived is measured: {_named(changed)}. Of the first, {next(iter(changed.values()))}"
-            )
-        cut = [i for i, document in self.documents.items() if document["characters_cut"]]
-        if cut:
-            found.append(
-                f"the text of {len(cut)} document(s) was cut on its way to the model; what arrived is "
-                f"measured: {_named(cut)}. Set mir_text_limit (words) to choose the length yourself"
-            )
-        return found
-
-
-def reasons(found: Iterable[str]) -> str:
-    """Reasons with how many documents have each, the commonest first."""
-    counted = Counter(found).most_common()
-    parts = [f"{count} of them: {reason}" for reason, count in counted[:3]]
-    return "; ".join([*parts, *([f"{len(counted) - 3} more reasons"] if len(counted) > 3 else [])])
-
-
-def _named(ids: Iterable[str]) -> str:
-    names = list(ids)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
 def run_documents(
     reader: Reader,
     documents: Iterable[Document],
@@ -132,6 +42,7 @@ def run_documents(
     name: str,
     *,
     bars: bool = True,
+    captions: bool = True,
 ) -> DocumentLog:
     """Run documents through the model and count them.
 
@@ -143,17 +54,20 @@ def run_documents(
         settings: of the task.
         name: of the task, for the progress bar and messages.
         bars: whether process 0 shows a progress bar.
+        captions: whether losses of captions are measured, as far as the settings ask for them.
 
     Raises:
         MIRError: the model cannot be measured, or a document where failures are not skipped, named by
             its id.
     """
     run = _Counting(meter, settings, name)
+    losses = captions and settings.measures_captions
+    gains = captions and settings.measures_gain
     started = time.perf_counter()
     queue = deque(run.within_context(reader, run.without_placeholders(reader, documents)))
     shown = bars and rank() == 0
     with (
-        reader.capturing(layers),
+        reader.capturing(layers, losses=losses),
         tqdm(total=len(queue), desc=name, disable=not shown, unit="doc") as bar,
     ):
         while queue:
@@ -167,6 +81,8 @@ def run_documents(
                 else:
                     run.reject(document, outcome)
                 bar.update(1)
+            if gains:
+                run.count_gain(reader, batch)
     run.log.notes = reader.notes
     run.log.seconds = time.perf_counter() - started
     return run.log
@@ -191,6 +107,9 @@ class _Counting:
         self.name = name
         self.skip_failures = settings.on_error == "skip"
         self.text_rows = settings.text_rows
+        self.gain_is_asked_for = bool(settings.caption_gain)
+        self._captions: dict[str, Caption] = {}
+        """Of the documents of the batch, by id."""
         self._logged: set[str] = set()
         """Traps, each logged once."""
 
@@ -235,11 +154,49 @@ class _Counting:
             "text_span": seen.span,
             "vision_rule": prefill.vision_rule,
             "traps": list(seen.traps),
-            **_caption(seen, reader.tokenizer),
         }
+        if (caption := Caption.of(seen, reader.tokenizer)) is not None:
+            self._captions[document.id] = caption
+            loss = {"caption_tokens": len(caption.ids), "caption_loss": float(caption.losses.mean())}
+            self.log.documents[document.id] |= loss
+        elif self.gain_is_asked_for:
+            raise MIRError(
+                f"the forwards of {type(reader.model).__name__} return no logits, or some that are not "
+                "finite, so its texts have no loss; mir_caption_gain: false measures MIR alone"
+            )
         for trap in set(seen.traps) - self._logged:
             logger.info(f"{self.name}: {trap}")
         self._logged |= set(seen.traps)
+
+    def count_gain(self, reader: Reader, batch: Iterable[Document]) -> None:
+        """Run the documents of a batch that were counted once more, with the media of others."""
+        captions, self._captions = self._captions, {}
+        others = [
+            document._replace(to_media=document.to_other_media)
+            for document in batch
+            if document.id in captions and document.to_other_media is not None
+        ]
+        if not others:
+            return
+        with reader.without_rows():
+            outcomes = list(reader.run(others, probe=None))
+        for document, outcome in outcomes:
+            own, entry = captions[document.id], self.log.documents[document.id]
+            if isinstance(outcome, Seen):
+                other = Caption.of(outcome, reader.tokenizer)
+                # Where its end was cut, fewer of its tokens may be left.
+                count = 0 if other is None else min(len(own.ids), len(other.ids))
+                if other is not None and count and own.ids[:count] == other.ids[:count]:
+                    entry["caption_gain"] = float((other.losses[:count] - own.losses[:count]).mean())
+                    entry["caption_gain_tokens"] = count
+                    continue
+                outcome = Rejected("its text has other tokens there, or no finite losses")
+            if not self.skip_failures:
+                raise MIRError(
+                    f"document {document.id!r} with the {reader.modality} of another: {outcome.reason} "
+                    "(`mir_caption_gain: false` in the task measures MIR alone)"
+                )
+            entry["caption_gain_lost"] = outcome.reason
 
     def without_placeholders(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts the model cannot take for media; the others are rejected by name."""
@@ -277,27 +234,34 @@ class _Counting:
         ):
             logger.warning(
                 f"{self.name}: the model's own code keeps {reader.kept_tokens} tokens of a sequence; "
-                f"it will cut the text of {len(long)} document(s): {_named(long)}. Set mir_text_limit "
+                f"it will cut the text of {len(long)} document(s): {named(long)}. Set mir_text_limit "
                 "(words) to choose the length yourself"
             )
 
     def _reject_long(self, long: dict[str, Document], context: int) -> None:
         if long and not self.skip_failures:
-            raise MIRError(
-                f"{len(long)} document(s) are {_beyond(context)}: {_named(long)} {_SKIP_HINT}"
-            )
+            raise MIRError(f"{len(long)} document(s) are {_beyond(context)}: {named(long)} {_SKIP_HINT}")
         for document in long.values():
             self.reject(document, Rejected(_beyond(context)))
 
 
-def _caption(seen: Seen, tokenizer: Any) -> dict[str, Any]:
-    """Loss of a document's own tokens, or nothing where losses were not taken or are not finite."""
-    if seen.prefill.text_losses is None:
-        return {}
-    losses = seen.prefill.text_losses[seen.arrival.tokens(seen.prefill.text_ids, seen.span, tokenizer)]
-    if not len(losses) or not losses.isfinite().all():
-        return {}
-    return {"caption_tokens": len(losses), "caption_loss": float(losses.mean())}
+class Caption(NamedTuple):
+    """The tokens of a document's own text, as the model had them."""
+
+    ids: list[int]
+    losses: Tensor
+    """float32 [tokens], in nats."""
+
+    @classmethod
+    def of(cls, seen: Seen, tokenizer: Any) -> "Caption | None":
+        """None where there are no losses, or some are not finite."""
+        if seen.prefill.text_losses is None:
+            return None
+        own = seen.arrival.tokens(seen.prefill.text_ids, seen.span, tokenizer)
+        losses = seen.prefill.text_losses[own]
+        if not len(losses) or not losses.isfinite().all():
+            return None
+        return cls(seen.prefill.text_ids[own], losses)
 
 
 _SKIP_HINT = "(`mir_on_error: skip` in the task leaves such documents out and reports them)"

@@ -101,6 +101,6 @@ def test_a_model_without_logits_has_no_loss(llava) -> None:
     bare = mir_task.measure(model.model, processor, pairs, caption_ppl=True, bars=False)
     logger.remove(sink)
     assert bare.caption_ppl is None
-    assert any("caption_ppl is N/A: the forwards of LlavaModel return no logits" in m for m in messages)
+    assert any("of captions are N/A: the forwards of LlavaModel return no logits" in m for m in messages)
     assert bare.mir == pytest.approx(whole.mir, abs=1e-9)
     assert mir_task.measure(model, processor, pairs, bars=False).caption_loss is None

@@ -1,6 +1,6 @@
 """What is noted of documents, put together from passes and processes."""
 
-from mir_task.measuring.run import DocumentLog
+from mir_task.measuring.log import DocumentLog
 
 
 def log(*documents: str, traps: tuple[str, ...] = (), skipped: tuple[str, ...] = ()) -> DocumentLog:

@@ -1,0 +1,31 @@
+"""Which other document's medium stands in for a document's own one."""
+
+from collections.abc import Callable
+from functools import cache
+
+from mir_task.documents.draw import in_draw_order
+
+
+@cache
+def _following(count: int, seed: int) -> dict[int, int]:
+    order = [int(row) for row in in_draw_order(map(str, range(count)), seed, count)]
+    return dict(zip(order, [*order[1:], *order[:1]], strict=True))
+
+
+def other_row(row: int, count: int, seed: int, is_same: Callable[[int], bool]) -> int | None:
+    """The row whose medium is taken, by an order that is the same on every machine.
+
+    Args:
+        row: of the document.
+        count: of rows.
+        seed: of the order.
+        is_same: whether a row's medium is that of the document, or is none.
+
+    Returns:
+        None where no row has another medium.
+    """
+    following = _following(count, seed)
+    other = following[row]
+    while other != row and is_same(other):
+        other = following[other]
+    return None if other == row else other
