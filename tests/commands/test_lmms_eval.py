@@ -242,6 +242,7 @@ def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "mir_task = mir_task.plugin:register" in archive.read(entry_points).decode()
+        assert b"import mir_task.startup" in archive.read("mir_task.pth")
     assert where.split() == [f"{site}/mir_task/tasks.py", f"{site}/mir_task/task_configs"]
     log = run(sys.executable, "-m", "mir_task", "demo", "out", cwd=tmp_path, PYTHONPATH=str(site))
     assert "|mir_demo|" in log
