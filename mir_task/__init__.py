@@ -8,6 +8,8 @@ are what stays from version to version. Importing this package loads neither tor
 
 from importlib import import_module
 
+from mir_task._version import __version__
+
 TYPE_CHECKING = False  # each start of Python imports this package, and `typing` takes its time
 
 if TYPE_CHECKING:
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from mir_task.metric.definition import modality_integration_rate
     from mir_task.result import LayerResult, MIRResult
     from mir_task.statistics.meter import MIRMeter
-
-from mir_task._version import __version__
 
 __all__ = [
     "LayerResult",
