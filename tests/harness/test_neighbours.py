@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mir_task import MIRError
-from tests.support import evaluate
+from mir_task.tasks import packaged_tasks
+from tests.support import evaluate, hub
 from tests.support.evaluate import tasks_of
 
 MIR = """
@@ -52,7 +53,8 @@ def mir(results: dict, task: str) -> float:
 
 
 def side_files(output: Path) -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in output.rglob("*_mir_*.json")]
+    paths = (path for path in output.rglob("*_mir_*.json") if "_failed_" not in path.name)
+    found = [json.loads(path.read_text()) for path in paths]
     assert len({each["task"] for each in found}) == len(found)
     return {each["task"]: each for each in found}
 
@@ -127,6 +129,22 @@ class TestOneName:
         task = evaluate.task(task="mir_a", mir_seed=1, mir_documents=4, mir_groups=0)
         results = evaluate.evaluate(adapter(), "mir_a", task, manager=tasks_of(folder))
         assert (mir(results, "mir_a"), mir(results, "mir_a-1")) == (alone(0), alone(1))
+
+    def test_all_packaged_tasks_and_their_groups(self, adapter, tmp_path, monkeypatch) -> None:
+        hub.coco_captions(tmp_path / "hub")
+        monkeypatch.setenv("MIR_TASK_DATA", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        manager, out = tasks_of(), tmp_path / "out"
+        names = manager.match_tasks(["mir_*"])
+        results = evaluate.evaluate(adapter(), *names, output=out, manager=manager, limit=3)
+        found = {
+            name: scores["mir,none"] for name, scores in results["results"].items() if len(scores) > 2
+        }
+        assert set(found) == set(packaged_tasks())
+        measured = {name for name, value in found.items() if value != "N/A"}
+        assert {"mir_demo", "mir_scenes", "mir_coco"} <= measured
+        assert set(side_files(out)) >= measured
+        assert len(list(out.rglob("*_failed_*.json"))) == len(found) - len(measured)
 
     def test_threads(self, adapter, tmp_path, alone) -> None:
         out, seeds = tmp_path / "out", (0, 1, 2)
