@@ -7,6 +7,7 @@ own are still being imported, so it imports none of them.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -68,7 +69,6 @@ def register() -> list[Any]:
         index = dict(initialize_tasks(self, include_path, include_defaults))
         if include_defaults:
             index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
-        self.mir_paths = _mir_paths(index)
         return index
 
     def or_failed(self: TaskManager, name_or_config: Any, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -114,7 +114,8 @@ def register() -> list[Any]:
                 return dict(get_task_dict(named, task_manager, *args, **kwargs))
         return dict(get_task_dict(task_name_list, task_manager, *args, **kwargs))
 
-    TaskManager.mir_paths = {}
+    TaskManager.mir_paths = functools.cached_property(_mir_paths)
+    TaskManager.mir_paths.__set_name__(TaskManager, "mir_paths")
     TaskManager.initialize_tasks = with_mir_tasks
     TaskManager._load_individual_task_or_group = or_failed
     TaskManager.load_task_or_group = or_message
@@ -143,11 +144,12 @@ def _without_empty(loaded: Any) -> dict[Any, Any]:
     return {name: task for name, task in loaded.items() if task != {}}
 
 
-def _mir_paths(index: dict[str, Any]) -> dict[str, Path]:
-    """YAML file of each MIR task in the harness's index."""
+def _mir_paths(manager: Any) -> dict[str, Path]:
+    """YAML file of each MIR task in an index of the harness, which may be older than registration."""
     from lmms_eval import utils
 
-    own = [(name, entry["yaml_path"]) for name, entry in index.items() if entry["type"] == "python_task"]
+    entries = manager.task_index.items()
+    own = [(name, entry["yaml_path"]) for name, entry in entries if entry["type"] == "python_task"]
     return {
         name: Path(path)
         for name, path in own

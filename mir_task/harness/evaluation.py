@@ -40,7 +40,8 @@ def _tasks_in_order(of_the_harness: Callable[..., list[Any]], task_dict: dict[An
     taken: dict[str, Any] = {output.task_name: None for output in others}
     measured = [output for output in own if name_apart(output.task, taken)]
     for output in measured:
-        output.task_name = output.task.task_name
+        output.task_name = output.task.name
+        output.task_config = dict(output.task.dump_config())
         output.task.alone = not others
     _guard_aggregates(task_dict)
     return measured + others

@@ -92,7 +92,7 @@ def _measure(lm: lmms, task: MIRTask, requests: list[Request], run: Run) -> None
 
 def _fail(task: MIRTask, run: Run, error: Exception, *, chief: bool) -> None:
     """Leave a task without a value; one process writes down why."""
-    logger.error(f"{task.name}: {error}")
+    logger.error(f"{task.name}: {str(error).removeprefix(f'{task.name}: ')}")
     task.failure = error
     if chief:
         what = {"task": task.name, **run.facts, "why": str(error), "settings": task.keys}

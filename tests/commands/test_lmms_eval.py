@@ -190,7 +190,8 @@ def test_a_folder_of_tasks_that_no_index_has(llava, tmp_path) -> None:
     tasks.mkdir()
     (tasks / "few.yaml").write_text(FEW)
     (tasks / "more.yaml").write_text(
-        "task: mir_more\nclass: !function mir_task.harness.MIRTask\nmir_base: mir_few\nmir_documents: 3\n"
+        "task: mir_more\nclass: !function mir_task.harness.MIRTask\n"
+        "mir_base: mir_few\nmir_documents: 3\n"
     )
     run("lmms-eval", *arguments(llava, tmp_path / "out", str(tasks)), cwd=tmp_path)
     scores = results(tmp_path / "out")["results"]
