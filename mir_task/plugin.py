@@ -168,12 +168,13 @@ def _is_mir(config: Any) -> bool:
 
 def _failed(name: str, path: Path | None, error: Exception, loading: _Loading) -> dict[str, Any]:
     """The task that stands in for one that could not be loaded; none where nothing of MIR can be."""
-    where = f"task {name}" + (f" of {path}" if path else "")
-    if isinstance(error, MIRError) and name in str(error):
-        failure = error
-    else:
-        failure = MIRError(f"{where} cannot be loaded: {type(error).__name__}: {error}")
-        failure.__cause__ = error
+    message = str(error) if isinstance(error, MIRError) else f"{type(error).__name__}: {error}"
+    if not message.startswith(f"task {name}"):
+        message = f"task {name} cannot be loaded: {message}"
+    if path is not None:
+        message = message.replace(f"task {name}", f"task {name} of {path}", 1)
+    failure = MIRError(message)
+    failure.__cause__ = error
     logger.error(f"a MIR task cannot be measured: {failure}")
     loading.failures.append(failure)
     return {name: failed_task[0](name, failure)} if failed_task else {}

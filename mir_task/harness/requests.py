@@ -19,7 +19,7 @@ from mir_task.errors import MIRError
 from mir_task.files import versions, write_json
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.output import Run, current_run
-from mir_task.harness.task import SPLIT, MIRTask, Request
+from mir_task.harness.task import SPLIT, FailedTask, MIRTask, Request
 from mir_task.measuring.passes import Measurement, measure_together
 from mir_task.measuring.processes import all_gather, on_every_rank, rank
 from mir_task.reports.report import write_report
@@ -92,7 +92,8 @@ def _measure(lm: lmms, task: MIRTask, requests: list[Request], run: Run) -> None
 
 def _fail(task: MIRTask, run: Run, error: Exception, *, chief: bool) -> None:
     """Leave a task without a value; one process writes down why."""
-    logger.error(f"{task.name}: {str(error).removeprefix(f'{task.name}: ')}")
+    if not isinstance(task, FailedTask):  # of which it was told when it was loaded
+        logger.error(f"{task.name}: {str(error).removeprefix(f'{task.name}: ')}")
     task.failure = error
     if chief:
         what = {"task": task.name, **run.facts, "why": str(error), "settings": task.keys}

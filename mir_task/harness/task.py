@@ -20,7 +20,7 @@ SPLIT = "test"
 METRICS = ("mir", "mir_published_fast", "mir_stderr")
 CAPTION_METRICS = ("caption_loss", "caption_ppl")
 
-_MEANT_FOR_MIR = {"task", "task_alias", "tag", "group", "group_alias", "repeats", "metadata"}
+_MEANT_FOR_MIR = {"task", "task_alias", "tag", "group", "group_alias", "metadata"}
 _OF_BENCHMARKS = {field.name for field in dataclasses.fields(TaskConfig)} - _MEANT_FOR_MIR
 """Keys of the harness about answers and their scores, of which MIR has none."""
 _PADDING = "__padding_only__"
@@ -62,7 +62,13 @@ class MIRTask(ConfigurableTask):
         self.keys = self.settings.keys()
         """The task's `mir_*` keys, all of them, for what is written of it."""
         self.metrics = METRICS + (CAPTION_METRICS if self.settings.caption_ppl else ())
-        self._start(config)
+        try:
+            self._start(config)
+        except MIRError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise MIRError(f"task {config['task']} cannot be loaded: {why}") from error
 
     def _start(self, config: dict[str, Any]) -> None:
         self.result: MIRResult | None = None

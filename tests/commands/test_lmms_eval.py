@@ -170,7 +170,8 @@ def test_a_task_that_cannot_be_loaded_is_an_entry_of_the_results(llava, tmp_path
     (tasks / "mir_bad.yaml").write_text(
         FEW.replace("mir_few", "mir_bad") + "mir_media_dataset: nothing.jsonl\n"
     )
-    command = [*arguments(llava, tmp_path, "mir_bad,mir_demo,demo_vqa"), "--limit", "5"]
+    command = [*arguments(llava, tmp_path, "mir_bad,mir_demo,demo_vqa")]
+    command += ["--limit", "5", "--log_samples"]
     command = ["-m", "lmms_eval", "--include_path", str(tasks), *command]
     if processes > 1:
         torchrun(processes, *command, cwd=tasks)

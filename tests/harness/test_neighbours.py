@@ -291,6 +291,11 @@ class TestFailures:
             (why,) = out.rglob("*_failed_mir_a.json")
             assert message in json.loads(why.read_text())["why"]
 
+    def test_whatever_a_task_of_python_code_raises_is_a_message_that_names_it(self) -> None:
+        for keys in ({"metadata": 5}, {"doc_to_txt": "x"}):
+            with pytest.raises(MIRError, match="task mir_test cannot be loaded: TypeError"):
+                evaluate.task(**keys)
+
     def test_a_task_object_is_itself_again_in_the_next_run(self, adapter, alone) -> None:
         task = evaluate.task(task="mir_a", mir_documents=4, mir_groups=0)
         with pytest.raises(MIRError, match="--offset"):
@@ -325,6 +330,7 @@ class TestKeysOfTheHarness:
             {"process_docs": lambda rows: rows.select([0])},
             {"output_type": "loglikelihood", "generation_kwargs": {"until": ["x"]}},
             {"repeats": 3},
+            {"repeats": 0},
         ],
         ids=str,
     )
