@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from mir_task.errors import MIRError
-from mir_task.tasks import TASK_CONFIGS, known_bases, mir_keys
+from mir_task.tasks import TASK_CONFIGS, is_mir_file, known_bases, mir_keys
 
 failed_task: list[Callable[[str, Exception], Any]] = []
 """Makes the task that stands in for one which cannot be loaded; `mir_task.harness` puts it here."""
@@ -32,6 +33,8 @@ class _Loading(NamedTuple):
     failures: list[MIRError]
 
 
+_reading = threading.RLock()
+"""The harness reads YAML in two ways, and a thread that reads in one changes that of all."""
 _loading: ContextVar[_Loading | None] = ContextVar("loading", default=None)
 
 
@@ -60,16 +63,22 @@ def register() -> list[Any]:
     initialize_tasks = TaskManager.initialize_tasks
     load_list = TaskManager.load_task_or_group
     load_one = TaskManager._load_individual_task_or_group
+    get_config = TaskManager._get_config
     get_task_dict = tasks.get_task_dict
     all_subtasks = TaskManager.all_subtasks
 
     def with_mir_tasks(
         self: TaskManager, include_path: Any = None, include_defaults: bool = True
     ) -> dict[str, Any]:
-        index = dict(initialize_tasks(self, include_path, include_defaults))
-        if include_defaults:
-            index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
+        with _reading:
+            index = dict(initialize_tasks(self, include_path, include_defaults))
+            if include_defaults:
+                index = {**self._get_task_and_group(str(TASK_CONFIGS)), **index}
         return index
+
+    def one_at_a_time(self: TaskManager, name: str) -> dict[str, Any]:
+        with _reading:
+            return dict(get_config(self, name))
 
     def or_failed(self: TaskManager, name_or_config: Any, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         # Whatever a MIR task raises: StopIteration would end the harness's list of tasks without a word.
@@ -117,6 +126,7 @@ def register() -> list[Any]:
     TaskManager.mir_paths = functools.cached_property(_mir_paths)
     TaskManager.mir_paths.__set_name__(TaskManager, "mir_paths")
     TaskManager.initialize_tasks = with_mir_tasks
+    TaskManager._get_config = one_at_a_time
     TaskManager._load_individual_task_or_group = or_failed
     TaskManager.load_task_or_group = or_message
     TaskManager.all_subtasks = property(
@@ -146,24 +156,16 @@ def _without_empty(loaded: Any) -> dict[Any, Any]:
 
 def _mir_paths(manager: Any) -> dict[str, Path]:
     """YAML file of each MIR task in an index of the harness, which may be older than registration."""
-    from lmms_eval import utils
-
     entries = manager.task_index.items()
-    own = [(name, entry["yaml_path"]) for name, entry in entries if entry["type"] == "python_task"]
-    return {
-        name: Path(path)
-        for name, path in own
-        if _is_mir({"task": name, **utils.load_yaml_config(path, mode="simple")})
-    }
+    own = {name: Path(entry["yaml_path"]) for name, entry in entries if entry["type"] == "python_task"}
+    return {name: path for name, path in own.items() if is_mir_file(path)}
 
 
 def _is_mir(config: Any) -> bool:
     """Whether a configuration is of one MIR task, by its class or its keys."""
     if not isinstance(config, dict) or not isinstance(config.get("task"), str):
         return False
-    task_class = config.get("class")
-    named = str(getattr(task_class, "value", ""))  # a tag of YAML that was not resolved
-    return bool(mir_keys(config) or hasattr(task_class, "mir_first") or named.endswith("MIRTask"))
+    return bool(mir_keys(config) or hasattr(config.get("class"), "mir_first"))
 
 
 def _failed(name: str, path: Path | None, error: Exception, loading: _Loading) -> dict[str, Any]:
@@ -206,7 +208,9 @@ def name_apart(task: Any, taken: dict[str, Any]) -> bool:
         new = free not in taken
         if new or (other is not None and other.measures_as(task)):
             if free != name:
-                logger.warning(f"two tasks are named {name}; the one with {task.keys} is {free} here")
+                keys = getattr(taken[name], "keys", {})
+                own = {key: value for key, value in task.keys.items() if keys.get(key) != value}
+                logger.warning(f"two tasks are named {name}; the one with {own} is {free} in this run")
                 task.rename(free)
             taken.setdefault(free, task)
             return new

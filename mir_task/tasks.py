@@ -103,6 +103,21 @@ def read_task(path: Path, bases: Bases) -> dict[str, Any]:
     return with_base(_read(path), bases)
 
 
+def is_mir_file(path: Path) -> bool:
+    """Whether a YAML file, or one that it includes, is of a MIR task by its keys or its class."""
+    try:
+        config = _read(path)
+    except MIRError:  # the harness tells what is wrong with it
+        return False
+    included = config.get("include") or []
+    others = [included] if isinstance(included, str) else included
+    return (
+        bool(mir_keys(config))
+        or str(config.get("class", "")).endswith("MIRTask")
+        or any(is_mir_file(path.parent / other) for other in others)
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text("utf-8"), _Loader)

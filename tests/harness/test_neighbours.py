@@ -161,6 +161,16 @@ class TestOneName:
         assert len(list(out.rglob("*_mir_mir_a.png"))) == 3
         assert not list(out.rglob(".*"))
 
+    def test_threads_with_an_index_each(self, folder) -> None:
+        from mir_task.harness import MIRTask
+
+        manager = tasks_of(folder)
+        with ThreadPoolExecutor(2) as pool:
+            others = pool.submit(lambda: [tasks_of(folder) for _ in range(20)])
+            while not others.done():
+                assert manager._get_config("mir_a")["class"] is MIRTask
+        assert all("mir_a" in other.mir_paths for other in others.result())
+
 
 class TestFirst:
     @pytest.mark.parametrize("way", ["group", "nested", "dicts", "objects"])
@@ -342,6 +352,18 @@ class TestKeysOfTheHarness:
         assert [sample["doc_id"] for sample in results["samples"]["mir_a"]] == [0, 1, 2, 3]
         assert all(sample["mir"]["vision_tokens"] == 16 for sample in results["samples"]["mir_a"])
         assert len(side_files(tmp_path)["mir_a"]["documents"]) == 4
+
+    def test_an_included_file(self, folder) -> None:
+        text = MIR.format(name="mir_a", documents=3) + "mir_seed: 5\nnonsense: 1\n"
+        (folder / "mir_a.yaml").write_text("task: mir_a\ninclude: common\n")
+        (folder / "common").write_text(text)
+        manager = tasks_of(folder)
+        assert manager.mir_paths["mir_a"] == folder / "mir_a.yaml"
+        with pytest.raises(MIRError, match=r"mir_a of .* cannot be loaded: .*nonsense"):
+            manager.load_task_or_group(["mir_a"])
+        (folder / "common").write_text(text.replace("nonsense: 1\n", ""))
+        (task,) = manager.load_task_or_group(["mir_a"]).values()
+        assert task.settings.seed == 5
 
     def test_a_key_that_is_none_is_named(self, folder) -> None:
         write(folder, "mir_a", "doc_to_txt: x")
