@@ -7,7 +7,10 @@ are what stays from version to version. Importing this package loads neither tor
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+from mir_task._version import __version__
+
+TYPE_CHECKING = False  # each start of Python imports this package, and `typing` takes its time
 
 if TYPE_CHECKING:
     from mir_task.errors import MIRError
@@ -15,8 +18,6 @@ if TYPE_CHECKING:
     from mir_task.metric.definition import modality_integration_rate
     from mir_task.result import LayerResult, MIRResult
     from mir_task.statistics.meter import MIRMeter
-
-from mir_task._version import __version__
 
 __all__ = [
     "LayerResult",
@@ -38,7 +39,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

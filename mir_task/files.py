@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import threading
+import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,24 +13,45 @@ from mir_task._version import __version__
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A path to write to inside, which takes the place of `path` at the end; folders are made.
 
     It has the same ending. What was at `path` before stays where the block raises.
+
+    Args:
+        path: of the file.
+        new: whether a file that is at `path` by then has to stay.
+
+    Raises:
+        FileExistsError: `new`, and there is one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f"{os.getpid()}-{threading.get_ident()}"  # others may write the same file
-    partial = path.with_name(f".partial-{unique}.{path.name}")
+    # Others may write the same file: threads, processes, machines with a disk in common.
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}.{path.suffix.lstrip('.')}")
     try:
         yield partial
-        os.replace(partial, path)
+        if new:
+            _move_new(partial, path)
+        else:
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Write plain values as JSON without NaN or infinity, and return the path."""
-    with written_whole(path) as partial:
+def _move_new(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)  # fails where there is a file, at once for whoever comes second
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(str(path)) from None
+        os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any, *, new: bool = False) -> Path:
+    """Write plain values as JSON without NaN or infinity, and return the path; `new` as above."""
+    with written_whole(path, new=new) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 

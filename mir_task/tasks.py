@@ -1,6 +1,8 @@
 """The YAML files of MIR tasks: where they stand, what they build on, and their keys."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from mir_task.settings import PREFIX
 _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
 """Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
-registered: dict[str, Path] = {}
-"""YAML file of each MIR task in the harness's latest index, by the task's name."""
+
+Bases = Mapping[str, Path | Mapping[str, Any]]
+"""YAML file, or configuration, of each task that `mir_base` may name, by the task's name."""
+_bases: ContextVar[Bases | None] = ContextVar("bases", default=None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,14 +55,25 @@ def groups_in(folder: Path) -> dict[str, tuple[str, ...]]:
     return {config["group"]: tuple(config["task"]) for config in configs if "group" in config}
 
 
+@contextlib.contextmanager
+def known_bases(bases: Bases) -> Iterator[None]:
+    """Have tasks that are made inside, in this thread, find their `mir_base` among these too."""
+    token = _bases.set({**(_bases.get() or {}), **bases})
+    try:
+        yield
+    finally:
+        _bases.reset(token)
+
+
 def with_base(
-    config: Mapping[str, Any], paths: Mapping[str, Path], within: tuple[str, ...] = ()
+    config: Mapping[str, Any], bases: Bases | None = None, within: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """A task's configuration on top of the MIR task that its `mir_base` names.
 
     Args:
         config: of the task.
-        paths: YAML files of tasks by name. A base of the task's own name is the packaged task.
+        bases: to look in; the packaged tasks and those of `known_bases` if not given. A base of the
+            task's own name is the packaged task.
         within: bases on the way to this one.
 
     Raises:
@@ -68,20 +83,39 @@ def with_base(
     base = own.pop("mir_base", None)
     if base is None:
         return own
-    if base in within:
+    if bases is None:
+        bases = {**packaged_tasks(), **(_bases.get() or {})}
+    if base == own.get("task") and base in packaged_tasks():
+        bases = {**bases, base: packaged_tasks()[base]}
+    elif base == own.get("task") or base in within:
         raise MIRError(f"mir_base goes round in a circle: {' -> '.join([*within, base])}")
-    if base == own.get("task"):
-        paths = {**paths, **packaged_tasks()}
-    if base not in paths:
+    if base not in bases:
         raise MIRError(
-            f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(paths)}"
+            f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(bases)}"
         )
-    return {**with_base(_read(paths[base]), paths, (*within, base)), **own}
+    found = bases[base]
+    found = _read(found) if isinstance(found, Path) else found
+    return {**with_base(found, bases, (*within, base)), **own}
 
 
-def read_task(path: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
+def read_task(path: Path, bases: Bases) -> dict[str, Any]:
     """A task's configuration from its YAML file, with its base's."""
-    return with_base(_read(path), paths)
+    return with_base(_read(path), bases)
+
+
+def is_mir_file(path: Path) -> bool:
+    """Whether a YAML file, or one that it includes, is of a MIR task by its keys or its class."""
+    try:
+        config = _read(path)
+    except MIRError:  # the harness tells what is wrong with it
+        return False
+    included = config.get("include") or []
+    others = [included] if isinstance(included, str) else included
+    return (
+        bool(mir_keys(config))
+        or str(config.get("class", "")).endswith("MIRTask")
+        or any(is_mir_file(path.parent / other) for other in others)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -94,4 +128,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def mir_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `mir_*` keys of a configuration."""
-    return {key: value for key, value in config.items() if key.startswith(PREFIX)}
+    return {key: value for key, value in config.items() if str(key).startswith(PREFIX)}

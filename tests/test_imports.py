@@ -33,11 +33,12 @@ ALLOWED = {
     "callback": {"measuring", "captions", "errors", "result"},
     "moca": {"capture", "errors"},
     "plugin": {"errors", "tasks"},
+    "startup": {"plugin"},
     **{name: PLAIN - {name} for name in PLAIN},
 }
 FORBIDDEN = {
     "lmms_eval": set(ALLOWED) - {"harness", "plugin"},
-    "torch": {"reports", "documents", "commands", "plugin", *PLAIN},
+    "torch": {"reports", "documents", "commands", "plugin", "startup", *PLAIN},
     "transformers": {"metric", "statistics", "reports", "documents", "measuring", *PLAIN},
 }
 

@@ -28,7 +28,7 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path, content: str, messa
 
 
 def test_secrets_are_left_out_where_the_harness_does_not_do_so() -> None:
-    from mir_task.harness.requests import without_secrets
+    from mir_task.harness.output import without_secrets
 
     given = "pretrained=org/x,api_key=sk-1,hf_token=t,tokenizer=org/y"
     kept = "pretrained=org/x,api_key=[REDACTED],hf_token=[REDACTED],tokenizer=org/y"

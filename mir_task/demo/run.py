@@ -54,7 +54,7 @@ def random_weights(folder: Path) -> None:
     ]
     click.echo(f"$ {' '.join(command)}")
     with log.open("w") as lines:
-        # The harness of this very environment, activated or not; it exits with 0 whatever happens.
+        # The harness of this very environment, activated or not; it exits with 0 after most failures.
         start = [sys.executable, "-m", "lmms_eval"]
         _run([*start, *command[1:]], stdout=lines, stderr=subprocess.STDOUT, check=False)
     text = log.read_text(errors="replace")

@@ -6,11 +6,14 @@ it does what the entry point does, for tasks found by `--include_path` where tha
 
 from lmms_eval.api.model import lmms
 
+from mir_task.harness.evaluation import install
 from mir_task.harness.requests import mir_prefill
-from mir_task.harness.task import MIRTask
-from mir_task.plugin import register
+from mir_task.harness.task import FailedTask, MIRTask
+from mir_task.plugin import failed_task, register
 
 __all__ = ["MIRTask"]
 
 lmms.mir_prefill = mir_prefill
+failed_task[:] = [FailedTask]
+install()
 register()

@@ -58,11 +58,24 @@ def torch_models(lm: lmms) -> list[nn.Module]:
     for model in readers or models:
         same = {id(other): other for other in readers if type(other) is type(model)}
         return list(same.values()) or [model]
+    if _has_lost_its_model(lm):
+        raise MIRError(
+            f"the adapter {type(lm).__name__} has no model any more: the harness deletes it at the end "
+            "of an evaluation; load the adapter anew for each"
+        )
     raise MIRError(
         f"the adapter {type(lm).__name__} holds no PyTorch model in this process, so there are no "
         "hidden states to read; load the checkpoint with an adapter that runs it in the process: "
         f"{_in_process_adapter(lm)}"
     )
+
+
+def _has_lost_its_model(lm: lmms) -> bool:
+    """Whether the model that its class speaks of is gone, as after `lmms.clean`."""
+    try:
+        return isinstance(getattr(type(lm), "model", None), property) and lm.model is None
+    except AttributeError:
+        return True
 
 
 def _in_process_adapter(lm: lmms) -> str:

@@ -1,24 +1,44 @@
-"""A MIR task of the harness: `MIRTask`."""
+"""A MIR task of the harness: `MIRTask`, and what stands in for one that cannot be loaded."""
 
+import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
-import torch
 from lmms_eval.api.instance import Instance
-from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.api.task import ConfigurableTask, TaskConfig
 
 from mir_task.documents.draw import documents
 from mir_task.documents.media import open_media
-from mir_task.measuring.processes import on_every_rank
+from mir_task.documents.others import other_row
+from mir_task.errors import MIRError
 from mir_task.result import MIRResult
 from mir_task.settings import Settings
-from mir_task.tasks import mir_keys, packaged_tasks, registered, with_base
+from mir_task.tasks import mir_keys, with_base
 
 SPLIT = "test"
 METRICS = ("mir", "mir_published_fast", "mir_stderr")
 CAPTION_METRICS = ("caption_loss", "caption_ppl")
+GAIN_METRICS = ("caption_gain", "caption_gain_stderr")
+
+_MEANT_FOR_MIR = {"task", "task_alias", "tag", "group", "group_alias", "metadata"}
+_OF_BENCHMARKS = {field.name for field in dataclasses.fields(TaskConfig)} - _MEANT_FOR_MIR
+"""Keys of the harness about answers and their scores, of which MIR has none."""
+_PADDING = "__padding_only__"
+"""Mark of requests that fill up a process which has fewer than others."""
+
+
+@dataclasses.dataclass
+class Request(Instance):
+    """A request of the type `mir_prefill`, which knows the task that it is of."""
+
+    task: Any = dataclasses.field(default=None, repr=False)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its document is to be measured, not only run."""
+        return not self.metadata.get(_PADDING)
 
 
 class MIRTask(ConfigurableTask):
@@ -32,69 +52,122 @@ class MIRTask(ConfigurableTask):
     """
 
     VERSION = 1
+    OUTPUT_TYPE = "mir_prefill"
     mir_first = True
-    """Read by `mir_task.plugin`, which puts such tasks before all others."""
-    by_name: ClassVar[dict[str, "MIRTask"]] = {}
-    """Tasks of this process; a request carries no more than its task's name."""
+    """By which `mir_task.plugin` knows such tasks."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        config = with_base(config, {**packaged_tasks(), **registered})
-        self.name = name = config["task"]
-        self.settings = Settings.of(f"task {name}", mir_keys(config))
-        self.metrics = METRICS + (CAPTION_METRICS if self.settings.caption_ppl else ())
+        config = with_base(config)
+        if not isinstance(config.get("task"), str):
+            raise MIRError(f"a MIR task needs a name, `task: NAME`, which is no {config.get('task')!r}")
+        self.settings = Settings.of(f"task {config['task']}", mir_keys(config))
+        self.keys = self.settings.keys()
+        """The task's `mir_*` keys, all of them, for what is written of it."""
+        self.metrics = (
+            *METRICS,
+            *(CAPTION_METRICS if self.settings.measures_captions else ()),
+            *(GAIN_METRICS if self.settings.measures_gain else ()),
+        )
+        try:
+            self._start(config)
+        except MIRError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise MIRError(f"task {config['task']} cannot be loaded: {why}") from error
+
+    def _start(self, config: dict[str, Any]) -> None:
         self.result: MIRResult | None = None
         self.failure: Exception | None = None
-        """Why there is no result, where the requests were answered without one."""
-        self._no_data: Exception | None = None
+        """Why there is no result, where the requests are answered without one."""
+        self.token_counts: dict[str, dict[str, int]] = {}
+        """Tokens of each measured document, by its id."""
+        self.alone = True
+        """Whether the run has MIR tasks only."""
         self.metadata: dict[str, Any] = {"version": self.VERSION}
-        config = {key: value for key, value in config.items() if key not in (*mir_keys(config), "class")}
-        metadata = config.pop("metadata", None) or {}
+        metadata = config.get("metadata") or {}
         for part in metadata if isinstance(metadata, list) else [metadata]:
             self.metadata |= part
+        self.metadata.pop(_PADDING, None)
+        left_out = {*mir_keys(config), "class", *_OF_BENCHMARKS}
         super().__init__(
             config={
-                **config,
+                **{key: value for key, value in config.items() if key not in left_out},
                 "test_split": SPLIT,
                 "num_fewshot": 0,
+                "reasoning_tags": "none",
                 # What the harness's loggers tabulate of each sample.
                 "metric_list": [{"metric": METRICS[0]}],
-                "metadata": {**self.metadata, **self.settings.keys()},
+                "metadata": {**self.metadata, **self.keys},
             }
         )
         # Set after the parent's start, which knows its own request types only.
-        self._config.output_type = self.OUTPUT_TYPE = "mir_prefill"
+        self._config.output_type = self.OUTPUT_TYPE = MIRTask.OUTPUT_TYPE
         self._config.generation_kwargs = None
+        self._drawn = self.dataset[SPLIT]
 
-    def build_all_requests(self, **options: Any) -> None:
-        """Build the requests of a run, and be the task that its requests mean.
+    @property
+    def name(self) -> str:
+        """Under which the harness has the task."""
+        return str(self.config.task)
 
-        The harness's cache of built requests goes by the task's name alone, whatever the task draws,
-        so it is not used.
+    def rename(self, name: str) -> None:
+        """Have the task stand under another name."""
+        self._config.task = name
+
+    def measures_as(self, other: "MIRTask") -> bool:
+        """Whether both measure the same of the same documents."""
+        return type(self) is type(other) and self.keys == other.keys
+
+    def build_all_requests(
+        self,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **options: Any,
+    ) -> None:
+        """Build the requests of a run.
+
+        Where there is nothing to measure, a request without a document stands for the task in each
+        process, and all learn of it in `mir_prefill`. The harness's cache of built requests goes by the
+        task's name alone, whatever the task draws, so it is not used.
         """
-        with on_every_rank():
-            if self._no_data is not None:
-                raise self._no_data
-        self.result = self.failure = None
-        self.by_name[self.name] = self
+        self.result, self.token_counts = None, {}
+        self.failure = self._obstacle(limit, offset, rank, world_size)
+        if self.failure is None:
+            self._hold(self._drawn)
+        else:
+            self._hold(_no_documents(offset + max(world_size, rank + 1)))
+            limit = None
+        options |= {"limit": limit, "offset": offset, "rank": rank, "world_size": world_size}
         super().build_all_requests(**{**options, "cache_requests": False})
 
-    def download(self, dataset_kwargs: Any = None) -> None:
-        """Draw the documents. The parent's version retries and hides the cause of a failure.
-
-        The harness has the other processes wait while the first one loads, so with several a failure
-        is raised in `build_all_requests`, which all of them reach.
-        """
-        try:
-            drawn = documents(self.name, self.settings)
-        except Exception as error:
-            if not torch.distributed.is_initialized():
-                raise
-            self._no_data = error
-            drawn = datasets.Dataset.from_dict(
-                {"id": [""], "text": [""], "media": [None], "fault": [None]}
+    def _obstacle(self, limit: int | None, offset: int, rank: int, world_size: int) -> Exception | None:
+        """Why a run with these options measures nothing, or not all that it says."""
+        count = len(self._drawn)
+        if limit == 0:
+            return MIRError(f"{self.name}: --limit 0 leaves no document; leave it out for all {count}")
+        if offset >= count:
+            return MIRError(
+                f"{self.name}: --offset {offset} leaves no document, as the task has {count}; lower it "
+                "or raise mir_documents"
             )
-        self.dataset = datasets.DatasetDict({SPLIT: drawn})
-        self.dataset_no_image = datasets.DatasetDict({SPLIT: drawn.remove_columns("media")})
+        if rank >= world_size:
+            return MIRError(
+                f"{self.name}: this is process {rank} (RANK) of {world_size} (WORLD_SIZE), which would "
+                "leave documents out; unset RANK, or start with torchrun or accelerate launch"
+            )
+        return None
+
+    def download(self, dataset_kwargs: Any = None) -> None:
+        """Draw the documents. The parent's version retries and hides the cause of a failure."""
+        self._hold(documents(self.name, self.settings))
+
+    def _hold(self, rows: datasets.Dataset) -> None:
+        self.dataset = datasets.DatasetDict({SPLIT: rows})
+        self.dataset_no_image = datasets.DatasetDict({SPLIT: rows.remove_columns("media")})
 
     def test_docs(self) -> datasets.Dataset:
         """Documents without their media, which only adapters ask for."""
@@ -115,23 +188,46 @@ class MIRTask(ConfigurableTask):
         """The document's image, the path of its video, or its audio, as `open_media` gives them."""
         return [open_media(doc["media"], self.settings.modality)]
 
+    def other_visual(self, row: int) -> Callable[[dict[str, Any]], list[Any]] | None:
+        """As `doc_to_visual`, of a document with another medium; None where there is none."""
+        rows = self.dataset[SPLIT]
+        own = rows[row]["media"]
+
+        def is_same(number: int) -> bool:
+            return rows[number]["media"] == own or rows[number]["fault"] is not None
+
+        other = other_row(row, len(rows), self.settings.seed, is_same)
+        return None if other is None else lambda doc: self.doc_to_visual(rows[other])
+
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
         """The document's text alone, whatever the run says of few-shot examples."""
         return self.doc_to_text(doc)
 
-    def construct_requests(self, doc_id: int, ctx: str, **kwargs: Any) -> Instance:
+    def construct_requests(self, doc_id: int, ctx: str, **kwargs: Any) -> Request:
         """One request of the type `mir_prefill`."""
         # The harness's response cache skips requests that sample, and a cached answer has no
         # hidden states; nothing is sampled here.
-        arguments = (ctx, {"do_sample": True}, doc_id, self.config.task, SPLIT)
-        return Instance(request_type=self.OUTPUT_TYPE, arguments=arguments, idx=0, **kwargs)
+        arguments = (ctx, {"do_sample": True}, doc_id, self.name, SPLIT)
+        # The harness lets the task's own metadata replace these.
+        own = {"task": self.name, "doc_id": doc_id, "repeats": self.config.repeats, "split": SPLIT}
+        metadata = {**kwargs.pop("metadata"), **own}
+        return Request(self.OUTPUT_TYPE, arguments, 0, metadata=metadata, task=self, **kwargs)
 
     def process_results(
         self, doc: dict[str, Any], results: list[str], full_docs: Any = None
     ) -> dict[str, Any]:
-        """The document's token counts; a dictionary, which the harness does not average."""
-        counts: dict[str, Any] = json.loads(results[0])
+        """The document's token counts; a dictionary, which the harness does not average.
+
+        They are not read from the answers, which options of the harness may change.
+        """
+        counts = {key: n for key, n in self.token_counts.get(doc["id"], {}).items() if key != "tokens"}
         return {**{metric: {} for metric in self.metrics}, METRICS[0]: counts}
+
+    def answer(self, document_id: str) -> tuple[str, dict[str, int]]:
+        """Token counts of one document, in the form that reaches the harness's samples."""
+        counts = dict(self.token_counts.get(document_id, {}))
+        tokens = {"input_tokens": counts.pop("tokens")} if counts else {}
+        return json.dumps(counts), tokens
 
     def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
         """The task's result, which `mir_prefill` has left here; N/A where it could not be measured."""
@@ -145,5 +241,34 @@ class MIRTask(ConfigurableTask):
         return {metric: aggregate(metric) for metric in self.metrics}
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Lower is better."""
-        return dict.fromkeys(self.metrics, False)
+        """Lower is better, but for caption gain."""
+        return {metric: metric == "caption_gain" for metric in self.metrics}
+
+
+class FailedTask(MIRTask):
+    """A MIR task that could not be loaded: its scores are N/A, and the others keep theirs.
+
+    Args:
+        name: of the task.
+        failure: why it could not be loaded.
+    """
+
+    def __init__(self, name: str, failure: Exception) -> None:
+        self.keys = {}
+        self.metrics = METRICS
+        self._why = failure
+        self._start({"task": name})
+        self.failure = failure
+
+    def _obstacle(self, *options: int | None) -> Exception:
+        return self._why
+
+    def download(self, dataset_kwargs: Any = None) -> None:
+        """Nothing that could be measured."""
+        self._hold(_no_documents(1))
+
+
+def _no_documents(count: int) -> datasets.Dataset:
+    """Rows that stand for documents where there are none."""
+    empty = {"id": "", "text": "", "media": None, "fault": None}
+    return datasets.Dataset.from_list([empty] * count)

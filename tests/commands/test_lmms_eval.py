@@ -101,7 +101,7 @@ mir_extras: [cka, mmd]
 """
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("processes", [pytest.param(n, marks=pytest.mark.slow) for n in (2, 5)] + [3])
 def test_several_processes_give_the_figure_of_one(llava, tmp_path, processes: int) -> None:
     # 7 and 2 documents: they do not divide, and of the second task one of three processes has none.
     tasks = tmp_path / "tasks"
@@ -159,6 +159,48 @@ def test_data_that_one_process_cannot_read_end_all_with_its_message(llava, tmp_p
     log = torchrun(2, "-m", "lmms_eval", *arguments(llava, tmp_path, "mir_textvqa"), cwd=tmp_path)
     assert log.count("mir-task data prepare mir_textvqa --to DIR") >= 2
     assert "Connection closed" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_task_that_cannot_be_loaded_is_an_entry_of_the_results(llava, tmp_path, processes) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "nothing.jsonl").write_text("")
+    (tasks / "mir_bad.yaml").write_text(
+        FEW.replace("mir_few", "mir_bad") + "mir_media_dataset: nothing.jsonl\n"
+    )
+    command = [*arguments(llava, tmp_path, "mir_bad,mir_demo,demo_vqa")]
+    command += ["--limit", "5", "--log_samples"]
+    command = ["-m", "lmms_eval", "--include_path", str(tasks), *command]
+    if processes > 1:
+        torchrun(processes, *command, cwd=tasks)
+    else:
+        run(sys.executable, *command, cwd=tasks)
+    scores = results(tmp_path)["results"]
+    assert scores["mir_bad"]["mir,none"] == "N/A"
+    assert isinstance(scores["mir_demo"]["mir,none"], float)
+    assert isinstance(scores["demo_vqa"]["exact_match,none"], float)
+    (why,) = tmp_path.rglob("*_failed_mir_bad.json")
+    assert "nothing.jsonl" in json.loads(why.read_text())["why"]
+
+
+@pytest.mark.slow
+def test_a_folder_of_tasks_that_no_index_has(llava, tmp_path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "few.yaml").write_text(FEW)
+    (tasks / "more.yaml").write_text(
+        "task: mir_more\nclass: !function mir_task.harness.MIRTask\n"
+        "mir_base: mir_few\nmir_documents: 3\n"
+    )
+    run("lmms-eval", *arguments(llava, tmp_path / "out", str(tasks)), cwd=tmp_path)
+    scores = results(tmp_path / "out")["results"]
+    assert all(isinstance(scores[name]["mir,none"], float) for name in ("mir_few", "mir_more"))
+    assert {name: len(ids) for name, ids in documents(tmp_path / "out").items()} == {
+        "mir_few": 2,
+        "mir_more": 3,
+    }
 
 
 def test_tasks_are_listed_and_include_path_works_too(tmp_path) -> None:
@@ -242,6 +284,7 @@ def test_a_wheel_holds_all_that_the_demo_needs(tmp_path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "mir_task = mir_task.plugin:register" in archive.read(entry_points).decode()
+        assert b"import mir_task.startup" in archive.read("mir_task.pth")
     assert where.split() == [f"{site}/mir_task/tasks.py", f"{site}/mir_task/task_configs"]
     log = run(sys.executable, "-m", "mir_task", "demo", "out", cwd=tmp_path, PYTHONPATH=str(site))
     assert "|mir_demo|" in log

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+"""Tasks whose score is a hash of the answers, in their order."""
 DEMO = {
     "task": "mir_test",
     "mir_base": "mir_demo",
@@ -41,6 +43,16 @@ def load(checkpoint: Path, *, model: str = "llava_hf", force_simple: bool = Fals
     )
 
 
+def tasks_of(*folders: Path) -> Any:
+    """An index of the packaged tasks and of those in some folders, without the harness's own."""
+    from lmms_eval.tasks import TaskManager
+
+    from mir_task.tasks import TASK_CONFIGS
+
+    paths = [str(folder) for folder in (*folders, BENCHMARKS, TASK_CONFIGS)]
+    return TaskManager(include_path=paths, include_defaults=False)
+
+
 @functools.cache
 def task_manager():
     """The harness's index of tasks, which takes seconds to make."""
@@ -54,7 +66,9 @@ def task_manager():
     return manager
 
 
-def evaluate(lm: Any, *tasks: Any, output: Path | None = None, **arguments: Any) -> dict[str, Any]:
+def evaluate(
+    lm: Any, *tasks: Any, output: Path | None = None, manager: Any = None, **arguments: Any
+) -> dict[str, Any]:
     """`simple_evaluate` on a loaded adapter."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.loggers import EvaluationTracker
@@ -63,7 +77,7 @@ def evaluate(lm: Any, *tasks: Any, output: Path | None = None, **arguments: Any)
     return simple_evaluate(
         model=lm,
         tasks=list(tasks),
-        task_manager=task_manager(),
+        task_manager=manager or task_manager(),
         evaluation_tracker=tracker,
         bootstrap_iters=0,
         **arguments,
