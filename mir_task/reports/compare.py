@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from mir_task.captions import gain_difference, gains
 from mir_task.errors import MIRError
 from mir_task.reports.records import Record, differences, read_record, read_runs
+from mir_task.reports.side_file import SideFile
 from mir_task.result import jackknife_stderr
 
 LEVEL = 0.95
@@ -36,6 +38,21 @@ class LayerDifference(NamedTuple):
     """Part of the difference of the sums over all layers; None where that is zero."""
 
 
+class GainDifference(NamedTuple):
+    """Caption gain of the second model less that of the first, over the documents that both have."""
+
+    first: float
+    """Of all documents of the first model."""
+    second: float
+    documents: int
+    """That both have."""
+    difference: float
+    stderr: float | None
+    """Paired, by the jackknife over documents; None of a single one."""
+    interval: tuple[float, float] | None
+    """95%."""
+
+
 class Comparison(NamedTuple):
     """MIR of two models; differences are the second less the first."""
 
@@ -47,6 +64,8 @@ class Comparison(NamedTuple):
     interval: tuple[float, float] | None
     """95%."""
     layers: list[LayerDifference]
+    caption_gain: GainDifference | None
+    """None where a model has none."""
 
     @property
     def sentence(self) -> str:
@@ -80,6 +99,7 @@ class Comparison(NamedTuple):
             "interval": self.interval,
             "sentence": self.sentence,
             "layers": [layer._asdict() for layer in self.layers],
+            "caption_gain": None if self.caption_gain is None else self.caption_gain._asdict(),
         }
 
 
@@ -102,7 +122,28 @@ def compare(first: Record, second: Record) -> Comparison:
     if error is not None:
         reach = error.stderr * float(stats.t.ppf((1 + LEVEL) / 2, error.freedom))
         interval = difference - reach, difference + reach
-    return Comparison(first, second, difference, error, interval, _layers(first, second))
+    layers, gain = _layers(first, second), _gain(first, second)
+    return Comparison(first, second, difference, error, interval, layers, gain)
+
+
+def _gain(first: Record, second: Record) -> GainDifference | None:
+    assert isinstance(first.result, SideFile)
+    assert isinstance(second.result, SideFile)
+    values = first.result.caption_gain, second.result.caption_gain
+    of_both = [
+        gains(document.model_dump() for document in report.documents)
+        for report in (first.result, second.result)
+    ]
+    found = gain_difference(of_both[1], of_both[0])
+    if found is None or values[0] is None or values[1] is None:
+        return None
+    difference, stderr = found
+    count = len(of_both[0].keys() & of_both[1].keys())
+    interval = None
+    if stderr is not None:
+        reach = stderr * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+        interval = difference - reach, difference + reach
+    return GainDifference(values[0], values[1], count, difference, stderr, interval)
 
 
 def _groups(record: Record) -> dict[str, int]:
@@ -218,6 +259,8 @@ def markdown(comparison: Comparison) -> str:
             f"freedom; {error.how}"
         )
     lines += [comparison.sentence, ""]
+    if (gain := comparison.caption_gain) is not None:
+        lines += [*_gain_lines(gain), ""]
     lines += ["| layer | F, first | F, second | difference | share |", "|---:|---:|---:|---:|---:|"]
     for layer in comparison.layers:
         share = "" if layer.share is None else f"{layer.share:.1%}"
@@ -226,6 +269,22 @@ def markdown(comparison: Comparison) -> str:
             f"| {share} |"
         )
     return "\n".join(lines)
+
+
+def _gain_lines(gain: GainDifference) -> list[str]:
+    lines = [
+        f"caption gain {gain.first:.4f} and {gain.second:.4f}; second less first: "
+        f"{gain.difference:+.4f} nats a token"
+    ]
+    if gain.interval is not None:
+        low, high = gain.interval
+        lines.append(f"95% interval: [{low:+.4f}, {high:+.4f}], paired over {gain.documents} documents")
+        if low <= 0 <= high:
+            lines.append("It cannot be told from zero.")
+        else:
+            which = "second" if gain.difference > 0 else "first"
+            lines.append(f"The {which} model takes more from the image.")
+    return lines
 
 
 def _plus_minus(error: float | None) -> str:

@@ -17,7 +17,18 @@ from mir_task.reports.records import Ground, Record, Runs, Scores, differences
 BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
 """Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
 
+INDICATORS = {"mir": "MIR", "caption_gain": "caption gain", "caption_loss": "caption loss"}
+"""What a row has of its model before any benchmark, and its name in words."""
+ERRORS = {"mir": "mir_stderr", "caption_gain": "caption_gain_stderr"}
+"""Where the standard error of an indicator stands."""
+
 NO_SIDE_FILE = "no side file, so documents, placement and layers are not known"
+
+_CAPTIONS = {
+    "caption_loss": "caption loss ↓",
+    "caption_gain": "caption gain ↑",
+    "caption_gain_stderr": "±",
+}
 
 Values = npt.NDArray[Any]
 Board = dict[str, Any]
@@ -93,6 +104,7 @@ def _group(
         row["rank"] = rank if ground is not None else None
         row["label"] = _label(row, rows)
     columns = sorted({name for row in rows for name in row["benchmarks"]})
+    indicators = [name for name in INDICATORS if any(row[name] is not None for row in rows)]
     return {
         "number": number,
         "task": task,
@@ -100,9 +112,13 @@ def _group(
         "facts": None if ground is None else ground.facts(),
         "apart": apart,
         "columns": columns,
+        "indicators": indicators,
         "starred": any(row["other_arguments"] for row in rows),
         "rows": rows,
-        "correlations": {name: correlation(rows, name) for name in columns if ground is not None},
+        "correlations": {
+            indicator: {name: correlation(rows, name, indicator) for name in columns}
+            for indicator in (indicators if ground is not None and columns else ())
+        },
     }
 
 
@@ -126,6 +142,10 @@ def _row(record: Record, scores: list[tuple[Scores, dict[str, float]]]) -> dict[
         "mir": record.mir,
         "mir_stderr": record.mir_stderr,
         "mir_published_fast": record.mir_published_fast,
+        **{
+            name: None if result is None else getattr(result, name)
+            for name in ("caption_loss", "caption_gain", "caption_gain_stderr")
+        },
         "benchmarks": values,
         "other_arguments": others,
         "curve": None if result is None else [layer.frechet for layer in result.layers],
@@ -134,12 +154,15 @@ def _row(record: Record, scores: list[tuple[Scores, dict[str, float]]]) -> dict[
     }
 
 
-def correlation(rows: Iterable[dict[str, Any]], benchmark: str) -> dict[str, Any]:
+def correlation(
+    rows: Iterable[dict[str, Any]], benchmark: str, indicator: str = "mir"
+) -> dict[str, Any]:
     """Rank correlations of MIR and a benchmark over models, with 95% intervals.
 
     Args:
-        rows: of one group; those without the score are left out.
+        rows: of one group; those without the score or the indicator are left out.
         benchmark: its name.
+        indicator: that is laid beside it, one of `INDICATORS`.
 
     Returns:
         `n`, and for `spearman` and `kendall` (tau-b) `value` and `interval`: percentiles of 999
@@ -147,7 +170,9 @@ def correlation(rows: Iterable[dict[str, Any]], benchmark: str) -> dict[str, Any
         `value` with fewer than 3 or where all values are equal.
     """
     pairs = [
-        (row["mir"], row["benchmarks"][benchmark]) for row in rows if benchmark in row["benchmarks"]
+        (row[indicator], row["benchmarks"][benchmark])
+        for row in rows
+        if benchmark in row["benchmarks"] and row[indicator] is not None
     ]
     n = len(pairs)
     mir, score = np.array(pairs).reshape(-1, 2).T
@@ -155,7 +180,7 @@ def correlation(rows: Iterable[dict[str, Any]], benchmark: str) -> dict[str, Any
     found: dict[str, Any] = {"n": n}
     found["spearman"] = {"value": float(stats.spearmanr(mir, score).statistic) if known else None}
     found["kendall"] = {"value": float(stats.kendalltau(mir, score).statistic) if known else None}
-    draws = np.random.default_rng(SEED).integers(n, size=(BOOTSTRAP, n))
+    draws = np.random.default_rng(SEED).integers(max(n, 1), size=(BOOTSTRAP, n))
     for name, way in (("spearman", _spearman), ("kendall", _kendall)):
         found[name]["interval"] = None
         if known and n >= ENOUGH:
@@ -192,15 +217,19 @@ def _section(group: dict[str, Any]) -> str:
     lines = [f"## Group {group['number']}: {', '.join(facts)}", ""]
     if group["apart"]:
         lines += [f"{group['apart'][0].upper()}{group['apart'][1:]}.", ""]
-    columns = ["rank", "model", "MIR ↓", "±", "published fast", *names, "run"]
-    lines += [_line(columns), _line(["---:", "---", *["---:"] * (3 + len(names)), "---"])]
+    captions = _CAPTIONS if set(group["indicators"]) & _CAPTIONS.keys() else {}
+    columns = ["rank", "model", "MIR ↓", "±", "published fast", *captions.values(), *names, "run"]
+    lines += [_line(columns), _line(["---:", "---", *["---:"] * (len(columns) - 3), "---"])]
     for row in group["rows"]:
         lines.append(
             _line(
                 [
                     str(row["rank"] or ""),
                     row["label"],
-                    *(_number(row[key]) for key in ("mir", "mir_stderr", "mir_published_fast")),
+                    *(
+                        _number(row[key])
+                        for key in ("mir", "mir_stderr", "mir_published_fast", *captions)
+                    ),
                     *(
                         _score(row["benchmarks"].get(name))
                         + ("*" if name in row["other_arguments"] else "")
@@ -212,8 +241,9 @@ def _section(group: dict[str, Any]) -> str:
         )
     if group["starred"]:
         lines += ["", "\\* of the same checkpoint with another adapter or other arguments"]
-    for name, found in group["correlations"].items():
-        lines += ["", f"MIR and {name}: {found['words']}"]
+    for indicator, of_benchmarks in group["correlations"].items():
+        for name, found in of_benchmarks.items():
+            lines += ["", f"{INDICATORS[indicator]} and {name}: {found['words']}"]
     return "\n".join(lines)
 
 
@@ -258,6 +288,7 @@ def as_csv(content: Board) -> str:
     """The board as CSV, a row a value; ranks count within their group."""
     names = [benchmark["name"] for benchmark in content["benchmarks"]]
     plain = ["rank", "model", "adapter", "arguments", "date", "mir", "mir_stderr", "mir_published_fast"]
+    plain += list(_CAPTIONS)
     common = [*Ground._fields, "document_set"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -287,7 +318,8 @@ def as_html(content: Board) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "reports"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # details in their own order
     environment.filters |= {"number": _number, "score": _score}
-    return environment.get_template("leaderboard.html").render(board=content)
+    page = environment.get_template("leaderboard.html")
+    return page.render(board=content, indicators=INDICATORS, errors=ERRORS)
 
 
 WRITERS = {"csv": as_csv, "json": as_json, "html": as_html}

@@ -1,11 +1,15 @@
 """Loss and perplexity of the documents' own texts, from the forwards that MIR takes."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import mir_task
+from mir_task import MIRError
+from mir_task.documents.others import other_row
 from tests import adapters
 from tests.support import evaluate
 
@@ -24,6 +28,9 @@ ROWS = [
     }
     and row.modality == "image"
 ]
+
+
+DEMO = Path(mir_task.__file__).with_name("demo")
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +58,14 @@ def wanted_losses(row: adapters.Row, checkpoint, documents, texts) -> list[tuple
     return losses
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
-def test_the_loss_is_that_of_the_models_own_logits(
-    row: adapters.Row, checkpoints, tmp_path, monkeypatch
-) -> None:
-    checkpoint = adapters.make(row, checkpoints)
-    lm = adapters.load_row(row, checkpoint)
+def independent_losses(
+    row: adapters.Row, checkpoint, lm, task, output, monkeypatch
+) -> tuple[dict, dict, list[tuple[float, int]]]:
+    """Scores and side file of a task, and each document's loss and tokens by another computation."""
     received = evaluate.Received(row.found_class, monkeypatch)
-    task = evaluate.task(mir_caption_ppl=True, **row.task(checkpoint.parent))
-    scores = evaluate.evaluate(lm, task, output=tmp_path)["results"]["mir_test"]
+    scores = evaluate.evaluate(lm, task, output=output)["results"]["mir_test"]
     monkeypatch.undo()
-    report = evaluate.report(tmp_path)
+    report = evaluate.report(output)
 
     from mir_task.harness.adapter import find_tokenizer
 
@@ -76,7 +80,17 @@ def test_the_loss_is_that_of_the_models_own_logits(
         start = max(n for n in range(len(ids)) if text in squashed(ids[n:]))
         end = min(n for n in range(start, len(ids) + 1) if text in squashed(ids[start:n]))
         texts.append({"start": start, "count": end - start})
-    wanted = wanted_losses(row, checkpoint, received.documents, texts)
+    return scores, report, wanted_losses(row, checkpoint, received.documents, texts)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_the_loss_is_that_of_the_models_own_logits(
+    row: adapters.Row, checkpoints, tmp_path, monkeypatch
+) -> None:
+    checkpoint = adapters.make(row, checkpoints)
+    lm = adapters.load_row(row, checkpoint)
+    task = evaluate.task(mir_caption_ppl=True, **row.task(checkpoint.parent))
+    scores, report, wanted = independent_losses(row, checkpoint, lm, task, tmp_path, monkeypatch)
 
     for document, (loss, tokens) in zip(report["documents"], wanted, strict=True):
         assert document["caption_tokens"] == tokens
@@ -85,6 +99,85 @@ def test_the_loss_is_that_of_the_models_own_logits(
     assert scores["caption_loss,none"] == pytest.approx(mean, rel=1e-4)
     assert scores["caption_ppl,none"] == pytest.approx(math.exp(mean), rel=1e-3)
     assert report["caption_ppl"] == scores["caption_ppl,none"]
+
+
+def own_pictures(folder: Path, others: bool) -> dict:
+    """Keys of a task on pictures with texts of their own; or each with the picture of another."""
+    folder.mkdir(exist_ok=True)
+    images = sorted((DEMO / "images").glob("*.jpg"))[:6]
+    texts = [json.loads(line)["text"][:150] for line in (DEMO / "passages.jsonl").open()]
+    ids = [f"d{n}" for n in range(6)]
+    rows = {i: (image, text) for i, image, text in zip(ids, images, texts, strict=False)}
+    if others:
+        drawn = list(evaluate.task(**own_pictures(folder, False)).test_docs()["id"])
+        rows = {
+            i: (rows[drawn[other_row(drawn.index(i), 6, 0, lambda n: False)]][0], text)
+            for i, (_, text) in rows.items()
+        }
+    lines = [
+        json.dumps({"id": i, "image": str(image), "text": text}) for i, (image, text) in rows.items()
+    ]
+    path = folder / f"{others}.jsonl"
+    path.write_text("\n".join(lines))
+    keys = {"mir_media_dataset": str(path), "mir_media_id": "id", "mir_media_split": "train"}
+    return {"mir_base": None, "mir_documents": 6, "mir_groups": 3, **keys}
+
+
+def gains_of(report: dict) -> dict[str, float]:
+    return {document["id"]: document["caption_gain"] for document in report["documents"]}
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_the_gain_is_that_of_two_runs(row: adapters.Row, checkpoints, tmp_path, monkeypatch) -> None:
+    """Of one with the own pictures, and one with those of the others, by the models' own logits."""
+    checkpoint = adapters.make(row, checkpoints)
+    losses, tokens = [], []
+    for others in (False, True):
+        task = evaluate.task(
+            **own_pictures(tmp_path, others), mir_caption_ppl=True, mir_caption_gain=False
+        )
+        lm, output = adapters.load_row(row, checkpoint), tmp_path / f"out-{others}"
+        scores, report, wanted = independent_losses(row, checkpoint, lm, task, output, monkeypatch)
+        assert "caption_gain,none" not in scores
+        ids = [document["id"] for document in report["documents"]]
+        losses.append(dict(zip(ids, (loss for loss, _ in wanted), strict=True)))
+        tokens.append(dict(zip(ids, (count for _, count in wanted), strict=True)))
+    assert tokens[0] == tokens[1]
+    total = sum(tokens[0].values())
+    gain = sum((losses[1][i] - losses[0][i]) * count for i, count in tokens[0].items()) / total
+
+    found = []
+    for size in (1, 4):
+        lm = adapters.load_row(row, checkpoint)
+        lm.batch_size_per_gpu = size
+        task = evaluate.task(**own_pictures(tmp_path, False))
+        output = tmp_path / f"gain-{size}"
+        try:
+            scores = evaluate.evaluate(lm, task, output=output)["results"]["mir_test"]
+        except MIRError as error:
+            assert size > 1
+            assert "batch_size_per_gpu > 1" in str(error) or "batch size" in str(error).lower()
+            continue
+        report = evaluate.report(output)
+        exact = row.dtype == torch.float32  # logits of bfloat16 are 2^-5 apart
+        for name, of_document in gains_of(report).items():
+            wanted = pytest.approx(losses[1][name] - losses[0][name], abs=1e-4 if exact else 2**-5)
+            assert of_document == wanted
+        assert scores["caption_gain,none"] == pytest.approx(gain, abs=1e-4 if exact else 2**-5)
+        assert report["caption_gain"] == scores["caption_gain,none"]
+        # Random weights: nothing is gained.
+        assert abs(gain) < 4 * scores["caption_gain_stderr,none"]
+        loss = sum(losses[0][i] * count for i, count in tokens[0].items()) / total
+        assert scores["caption_loss,none"] == pytest.approx(loss, rel=1e-4 if exact else 1e-2)
+        found.append(report["mir"])
+    assert found[-1] == pytest.approx(found[0], abs=1e-4 if row.dtype == torch.float32 else 1e-2)
+
+
+def test_gain_is_refused_of_texts_that_are_crossed() -> None:
+    wanted = r"mir_caption_gain: true asks .* mir_text_dataset \S+passages.jsonl is crossed"
+    with pytest.raises(MIRError, match=wanted):
+        evaluate.task(mir_caption_gain=True)
+    assert "caption_gain" not in evaluate.task().metrics
 
 
 def test_a_model_without_logits_has_no_loss(llava) -> None:

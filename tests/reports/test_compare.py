@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -148,3 +149,40 @@ def test_what_is_no_side_file_is_one_message(tmp_path, content) -> None:
     assert code == 1
     assert "is no side file" in printed
     assert command(tmp_path / "a", tmp_path / "nowhere")[0] == 2
+
+
+def with_gains(folder: Path, name: str, gains: list[float]) -> Path:
+    measured = runs.result(3.0).model_copy(
+        update={"caption_loss": 2.0, "caption_gain": sum(gains) / len(gains), "caption_gain_stderr": 0.1}
+    )
+    documents = [
+        {"id": f"d{n}", "row": n, "caption_gain": gain, "caption_gain_tokens": 5}
+        for n, gain in enumerate(gains)
+    ]
+    path = runs.side_file(folder / name, name, measured)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "documents": documents}))
+    return path
+
+
+def test_caption_gains_are_compared_over_documents(tmp_path) -> None:
+    base = [0.1, 0.9, 0.4, 0.2, 0.7, 0.3, 0.5, 0.6]
+    noise = [0.01, -0.02, 0.0, 0.02, -0.01, 0.01, 0.0, -0.01]
+    raised = [gain + 0.2 + by for gain, by in zip(base, noise, strict=True)]
+    first, second = with_gains(tmp_path, "a", base), with_gains(tmp_path, "b", raised)
+    found = compare(read_record(first), read_record(second)).caption_gain
+    differences = [after - before for before, after in zip(base, raised, strict=True)]
+    stderr = statistics.stdev(differences) / math.sqrt(len(differences))
+    assert found.difference == pytest.approx(statistics.mean(differences))
+    assert found.stderr == pytest.approx(stderr)
+    reach = stats.t.ppf(0.975, 7) * stderr
+    assert found.interval == pytest.approx((found.difference - reach, found.difference + reach))
+    code, printed = command(first, second)
+    assert code == 0, printed
+    assert "caption gain 0.4625 and 0.6625; second less first: +0.2000 nats a token" in printed
+    assert "paired over 8 documents" in printed
+    assert "The second model takes more from the image." in printed
+    assert "It cannot be told from zero." in command(first, first)[1]
+
+
+def test_without_gains_nothing_is_said_of_them(tmp_path) -> None:
+    assert compare(record(tmp_path), record(tmp_path, "b", 3.1)).caption_gain is None

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from mir_task.commands.cli import main
-from mir_task.reports.leaderboard import ENOUGH, board, correlation
+from mir_task.reports.leaderboard import ENOUGH, as_csv, board, correlation
 from mir_task.reports.records import read_runs
 from tests.support import runs
 
@@ -199,6 +199,29 @@ def test_few_models_have_no_interval(n, value, interval) -> None:
         assert (found[name]["interval"] is not None) == interval
     assert f"n = {n}" in found["words"]
     assert correlation(rows_of(range(12), [1.0] * 12), "b")["kendall"]["value"] is None
+
+
+def test_captions_are_columns_and_are_laid_beside_benchmarks(tmp_path) -> None:
+    for n in range(12):
+        captions = {"caption_loss": 3.0 - n / 10, "caption_gain": n / 5, "caption_gain_stderr": 0.01}
+        measured = runs.result(3.0 + (n * 7 % 12) / 100).model_copy(update=captions)
+        runs.side_file(tmp_path, f"m{n}", measured, date=f"202601{n + 1:02}_000000")
+        scores = {"mmbench": {"acc,none": 50.0 + n}}
+        runs.results_file(tmp_path, f"m{n}", scores, date=f"202601{n + 1:02}_000000")
+    runs.side_file(tmp_path, "old", runs.result(3.5), date="20251231_000000")
+    content = board(read_runs([tmp_path]))
+    (group,) = content["groups"]
+    assert group["indicators"] == ["mir", "caption_gain", "caption_loss"]
+    found = {name: of["mmbench acc"]["spearman"] for name, of in group["correlations"].items()}
+    assert found["caption_gain"]["value"] == pytest.approx(1)
+    assert found["caption_loss"]["value"] == pytest.approx(-1)
+    assert found["caption_gain"]["interval"] == pytest.approx([1, 1])
+    printed = command(tmp_path).stdout
+    assert "| caption loss ↓ | caption gain ↑ | ± | mmbench acc |" in printed
+    assert "caption gain and mmbench acc: Spearman ρ +1.00" in printed
+    assert "| N/A | N/A | N/A | – |" in printed  # of the file without captions
+    text = as_csv(content).splitlines()
+    assert "caption_loss,caption_gain,caption_gain_stderr" in text[0]
 
 
 def test_csv_and_json_hold_the_same(tmp_path) -> None:
