@@ -342,7 +342,7 @@ class TestKeysOfTheHarness:
             {"repeats": 3},
             {"repeats": 0},
         ],
-        ids=str,
+        ids=lambda keys: "-".join(keys),
     )
     def test_they_change_nothing(self, adapter, alone, tmp_path, keys) -> None:
         task = evaluate.task(task="mir_a", mir_documents=4, mir_groups=0, **keys)
