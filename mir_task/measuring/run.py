@@ -191,7 +191,8 @@ class _Counting:
                     entry["caption_gain_tokens"] = count
                     continue
                 outcome = Rejected("its text has other tokens there, or no finite losses")
-            if not self.skip_failures:
+            # A medium that cannot be read is told of where its own document is to be measured.
+            if not (self.skip_failures or outcome.own):
                 raise MIRError(
                     f"document {document.id!r} with the {reader.modality} of another: {outcome.reason} "
                     "(`mir_caption_gain: false` in the task measures MIR alone)"

@@ -53,7 +53,12 @@ def of_texts(folder: Path, texts: list[str], **keys) -> object:
     ]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = {"mir_media_dataset": str(folder / "data.jsonl"), "mir_media_id": "id"}
-    counts = {"mir_documents": len(texts), "mir_groups": 0, "mir_caption_ppl": True}
+    counts = {
+        "mir_documents": len(texts),
+        "mir_groups": 0,
+        "mir_caption_ppl": True,
+        "mir_caption_gain": False,
+    }
     return evaluate.task(
         mir_text_dataset=None, mir_media_column="image", mir_text_column="text", **data, **counts, **keys
     )
