@@ -275,7 +275,7 @@ class Reader:
         assert self.placement is not None
         call = self._call(batch, self.placement)
         if call.refusal or not call.prefills:
-            return [Rejected(self._why_nothing(call, batch))] * len(batch)
+            return [Rejected(self._why_nothing(call, batch), own=bool(call.of_media))] * len(batch)
         if len(batch) == 1:
             return [self._alone(batch[0], call, template)]
         return self._apart(batch, call, template)
