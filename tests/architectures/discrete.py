@@ -1,0 +1,46 @@
+"""Models whose pictures become tokens of the vocabulary, embedded as text is."""
+
+from tests.architectures import Small
+from tests.architectures.media import pixels
+
+CODES = 32
+FIRST_CODE = 560
+VQ = {"channel_multiplier": [1, 2], "base_channels": 32, "num_res_blocks": 1, "embed_dim": 16}
+
+SMALL = [
+    Small(
+        "chameleon",
+        pixels(1, 3, 16, 16),
+        {
+            "vocabulary_map": {
+                "<image>": 635,
+                **{f"IMGIMG{'ABCDEFGHIJ'[n // 10]}{'ABCDEFGHIJ'[n % 10]}Z": FIRST_CODE + n for n in range(CODES)},
+            },
+            "vq_config": {**VQ, "num_embeddings": CODES, "latent_channels": 16, "resolution": 16},
+        },
+        layers="model.layers",
+    ),
+    Small(
+        "emu3",
+        pixels(1, 3, 16, 16, image_sizes=[[16, 16]]),
+        {
+            "vocabulary_map": {
+                "<image>": 635,
+                "<|extra_200|>": 600,
+                **{f"<|visual token {n:06d}|>": FIRST_CODE + n for n in range(CODES)},
+            },
+            "vq_config": {**VQ, "codebook_size": CODES, "latent_channels": 16, "attn_resolutions": [], "hidden_size": 64},
+        },
+        layers="model.text_model.layers",
+    ),
+    Small(
+        "apertus1p5",
+        pixels(1, 3, 32, 32, image_sizes=[[32, 32]]),
+        {
+            "image_token_offset": FIRST_CODE,
+            "audio_token_offset": 592,
+            "vision_config": {**VQ, "codebook_size": CODES, "latent_channels": 16, "resolution": 32},
+            "audio_config": {"codebook_size": 8, "codebook_dim": 32, "num_filters": 8},
+        },
+    ),
+]
