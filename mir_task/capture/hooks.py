@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from mir_task.capture.decoder import Decoder, find_decoder
 from mir_task.capture.finder import PositionFinder, keep_all_positions
 from mir_task.capture.positions import NO_TOKEN, Positions
+from mir_task.capture.streams import refuse_streams
 from mir_task.errors import MIRError
 
 
@@ -39,8 +40,12 @@ class Prefill:
     """bool [L]: came from the vision side, or from audio where that is the modality."""
     text: Tensor
     """bool [L]: real and after the last position of any medium."""
+    markers: Tensor
+    """bool [L]: of the vision positions, marks beside placeholders that the model learned."""
+    discrete: Tensor
+    """bool [L]: of the vision positions, tokens of the vocabulary (the codes of a quantised image)."""
     vision_rule: str
-    """Which rule found the vision positions: "token_ids", "provenance" or "token_ids+provenance"."""
+    """Which rules found the vision positions, joined by "+": "token_ids", "mask", "provenance"."""
     vision_rows: tuple[Tensor, ...]
     """K tensors [vision tokens, d], in the model's dtype, on the devices asked for."""
     text_rows: tuple[Tensor, ...]
@@ -248,6 +253,8 @@ class _PendingForward:
             row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
         }
         self.layers_run = 0
+        self._shape = len(sequences), len(sequences[0].real)
+        self._width = 0
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
         self._layers = layers
         self._indices: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -255,6 +262,8 @@ class _PendingForward:
     def keep(self, hidden: Tensor) -> None:
         """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
         self.layers_run += 1
+        self._width = self._width or hidden.shape[-1]
+        refuse_streams(hidden.shape, self._shape, self._width)
         if self.layers_run not in self._layers:
             return
         for sequence in self.sequences.values():
@@ -290,6 +299,8 @@ class _PendingForward:
                 real=sequence.real,
                 vision=sequence.vision,
                 text=sequence.text,
+                markers=sequence.markers & sequence.vision,
+                discrete=sequence.discrete & sequence.vision,
                 vision_rule=sequence.rule,
                 vision_rows=tuple(layer[row][0] for layer in self.hidden_states),
                 text_rows=tuple(layer[row][1] for layer in self.hidden_states),

@@ -16,6 +16,7 @@ from loguru import logger
 from PIL import Image
 from torch import nn
 
+from mir_task.capture.decoder import reading_part
 from mir_task.documents.document import Document, messages
 from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
@@ -69,7 +70,7 @@ def measure(
     with _in_keywords():
         chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
         pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
-        inner = _unwrapped(model)
+        inner = reading_part(_unwrapped(model))
         with on_every_rank():
             documents = list(_share(pairs))
         make = functools.partial(_Processor, inner, processor, chosen, encode)

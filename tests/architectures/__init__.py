@@ -62,10 +62,10 @@ class Small:
 
         return getattr(transformers, names()[self.name], None) if self.name in names() else None
 
-    def build(self) -> nn.Module:
-        """With random weights, in float32."""
+    def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """With random weights."""
         config_class = self.model_class.config_class
-        return small.build(self.model_class, config_class(**small.settings(config_class, self.changes)))
+        return small.build(self.model_class, config_class(**small.settings(config_class, self.changes)), dtype)
 
     def encode(self, model: nn.Module, number: int, text: str) -> Call:
         """Arguments of the forward for a medium by its number and a text that follows it."""
@@ -73,7 +73,7 @@ class Small:
         media = self.media(model.config, torch.Generator().manual_seed(number))
         count = features(model, self.modality, media) if self.tokens is None else self.tokens
         words = small.tokenizer().encode(text, add_special_tokens=False)
-        before = [1, *words[:number]]
+        before = [1, *range(300, 300 + number)]
         ids = [*before, START, *[PLACEHOLDERS[self.modality]] * count, END, *words, 2]
         call = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
         call |= media
@@ -94,8 +94,9 @@ def features(model: Any, modality: str, media: Call) -> int:
     get = getattr(model, f"get_{modality}_features", None) or getattr(
         model.model, f"get_{modality}_features"
     )
+    dtype = next(model.parameters()).dtype
     with torch.no_grad():
-        found = get(**media)
+        found = get(**{key: t.to(dtype) if t.is_floating_point() else t for key, t in media.items()})
     found = getattr(found, "pooler_output", found)
     parts = found if isinstance(found, list | tuple) else [found]
     return sum(part.shape[:-1].numel() for part in parts)

@@ -44,7 +44,7 @@ SMALL = [
     Heard("phi4_multimodal", pixels(1, 40, 80, name="audio_input_features", audio_embed_sizes=[5]), {"audio_config": PHI}, tokens=5, layers="model.layers"),
     Heard("qwen2_audio", mels(1, 16, 40, feature_attention_mask=[[1] * 40]), SHORT, tokens=10),
     Heard("qwen3_asr", mels(1, 16, 100, input_features_mask=[[1] * 100])),
-    Heard("vibevoice_asr", waves(1, 1, 6400), {f"{kind}_tokenizer_encoder_config": ENCODER for kind in ("acoustic", "semantic")}),
+    Heard("vibevoice_asr", waves(1, 1, 6400, sample=False), {f"{kind}_tokenizer_encoder_config": ENCODER for kind in ("acoustic", "semantic")}),
     Heard("voxtral", mels(1, 16, 40), SHORT),
     Heard("voxtral_realtime", nothing, tokens=0, more=as_long),
 ]

@@ -39,7 +39,7 @@ SMALL = [
     ),
     *(Small(name, patches(), OMNI) for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")),
     Small("video_llama_3", patches(image_merge_sizes=[2])),
-    Small("nemotron_h_omni", pixels(16, 588, image_grid_hw=[[4, 4]]), {"text_config": {"n_groups": 1}}),
+    Small("nemotron_h_omni", pixels(16, 588, image_grid_hw=[[4, 4]]), {"text_config": {"n_groups": 1}}, layers="language_model.model.layers"),
     *(
         Small(name, pixels(1, 3, 14, 16 * 14, target_sizes=[[4, 4]]))
         for name in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
@@ -51,7 +51,7 @@ SMALL = [
     Small("hunyuan_vl", patches(), {"text_config": {"head_dim": 16, "rope_parameters": ROPE}}),
     Small("glm5_next", patches()),
     Small("dots3_note", patches(), {"text_config": {"layer_types": ["indexed_attention"] * 3, "per_layer_config": {}}, "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32}, "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32}}),
-    *(Small(name, pixels(4, 28, 28, 3, image_grid_thw=[[1, 2, 2]])) for name in ("inkling2", "inkling2_loop")),
+    *(Small(name, pixels(4, 28, 28, 3, image_grid_thw=[[1, 2, 2]]), {"text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 2, "n_layers_per_attn_res_block": 1} if "loop" in name else {}}) for name in ("inkling2", "inkling2_loop")),
     *(Small(name, patches(width=1176), {"out_hidden_size": 128}) for name in ("muse_glimmer", "muse_spark")),
     Small("inkling_mm_model", pixels(4, 2, 14, 14, 3)),
     Small("paddleocr_vl", pixels(16, 3, 14, 14, image_grid_thw=[[1, 4, 4]]), MROPE),
@@ -73,9 +73,9 @@ SMALL = [
     Small(
         "molmo2",
         pixels(1, 16, 588, image_token_pooling=[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]], image_grids=[[2, 2, 0, 0]], image_num_crops=[1]),
-        {"adapter_config": {"vision_feature_layer": [1, 0]}, "image_patch_id": 635, "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16}},
+        {"initializer_range": 0.2, "adapter_config": {"vision_feature_layer": [1, 0], "initializer_range": 0.2}, "image_patch_id": 635, "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16}},
     ),
     *(Small(name, pixels(1, 36, 588, image_position_ids=[POSITIONS]), {"vision_config": VISION, "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}}) for name in ("gemma4",)),
     Small("gemma4_unified", pixels(1, 4, 3*42*42, image_position_ids=[[[0,0],[0,1],[1,0],[1,1]]]), {"vision_config": {"patch_size":14,"mm_embed_dim":32,"mm_posemb_size":16,"output_proj_dims":32}}),
-    Small("gemma3n", pixels(), {"text_config": {"num_kv_shared_layers": 1}, "vision_config": {"architecture": "resnet18", "hidden_size": 512, "model_args": None}, "vision_soft_tokens_per_image": 4}),
+    Small("gemma3n", pixels(), {"text_config": {"num_kv_shared_layers": 1}, "vision_config": {"architecture": "resnet18", "hidden_size": 512, "model_args": None, "vocab_offset": 639, "vocab_size": 1}, "audio_config": {"vocab_offset": 640}, "vision_soft_tokens_per_image": 4}),
 ]

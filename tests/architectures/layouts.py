@@ -35,7 +35,7 @@ def flattened(config, generator):
 
 SMALL = [
     Small("kosmos-2", pixels(), {"latent_query_num": 4}, tokens=4, layers="text_model.model.layers", more=position_mask, vision=by_mask),
-    Small("git", pixels(), tokens=0, layers="git.encoder.layer", vision=before_the_text),
+    Small("git", pixels(), tokens=0, layers="git.encoder.layer", decoder="git", vision=before_the_text),
     Small("kosmos-2.5", flattened, {"latent_query_num": 4}, tokens=4, layers="text_model.model.layers", more=position_mask, vision=by_mask),
     Small("fuyu", pixels(1, 4, 588, name="image_patches"), tokens=4, layers="model.language_model.layers"),
     Small("blip-2", pixels(), layers="language_model.model.decoder.layers", tokens=4),
@@ -43,6 +43,6 @@ SMALL = [
     Small("instructblipvideo", pixels(1, 2, 3, 56, 56, qformer_input_ids=[[1, 2, 3]]), layers="language_model.model.decoder.layers", tokens=8, modality="video"),
     Small("pi0", pixels(1, 1, 3, 56, 56, state=[[0.5] * 32], pixel_attention_mask=[[True]], noise=[[[0.1]*32]*4], timestep=[0.5]), {"chunk_size": 4}, tokens=16, layers="model.vlm.language_model.layers"),
     Small("diffusion_gemma", pixels(1, 36, 588, image_position_ids=[POSITIONS]), {"vision_config": VISION, "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}}, tokens=4, layers="model.encoder.language_model.layers"),
-    Small("qwen2_5_omni", patches(), {"thinker_config": OMNI, "enable_audio_output": False}, layers="thinker.model.layers"),
-    Small("qwen3_omni_moe", patches(), {"thinker_config": OMNI, "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 32}}}, layers="thinker.model.layers"),
+    Small("qwen2_5_omni", patches(), {"thinker_config": OMNI, "enable_audio_output": False}, layers="thinker.model.language_model.layers"),
+    Small("qwen3_omni_moe", patches(), {"thinker_config": OMNI, "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 32}}}, layers="thinker.model.language_model.layers"),
 ]

@@ -1,7 +1,10 @@
 """Models that read pictures of one size: as many placeholders as the encoder makes rows of one."""
 
+import torch
+
 from tests.architectures import Small
 from tests.architectures.media import pixels
+from tests.architectures.small import END, IMAGE, START
 
 TILES = {"image_grid_pinpoints": [[56, 112], [112, 56]]}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"], "num_experts_per_tok": 2}
@@ -9,6 +12,22 @@ VIT = {
     "architecture": "vit_pe_core_large_patch14_336",
     "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": [56, 56]},
 }
+
+
+INDICATORS = [600, 601, 602, 603, 604]
+"""Ovis2's learned marks: of an image's beginning, its parts, and its end."""
+
+
+def indicated(model, call):
+    """Marks around the placeholders, and one after the first four of them."""
+    ids = call["input_ids"][0].tolist()
+    ids = [{START: 600, END: 604}.get(token, token) for token in ids]
+    ids.insert(ids.index(IMAGE) + 4, 602)
+    return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+
+
+def within(model, call):
+    return torch.isin(call["input_ids"][0], torch.tensor([IMAGE, *INDICATORS]))
 
 
 def high_res(config, generator):
@@ -22,7 +41,7 @@ SMALL = [
     Small("internvl", pixels()),
     Small("janus", pixels()),
     Small("llava", pixels()),
-    Small("ovis2", pixels()),
+    Small("ovis2", pixels(), {"visual_indicator_token_ids": INDICATORS}, more=indicated, vision=within),
     Small("paligemma", pixels()),
     Small("qianfan_ocr", pixels()),
     Small("video_llava", pixels(name="pixel_values_images")),
@@ -38,13 +57,13 @@ SMALL = [
         {"vision_config": {"architecture": "resnet18", "hidden_size": 512, "model_args": None}},
     ),
     Small("perception_lm", pixels(1, 1, 3, 56, 56), {"vision_config": VIT}),
-    Small("llama4", pixels(), {"vision_config": {"intermediate_size": 128}}, tokens=4),
+    Small("llama4", pixels(), {"vision_config": {"intermediate_size": 128}}, tokens=4, layers="language_model.model.layers"),
     Small("step3p7", pixels(), {"text_config": {"sliding_window": 64}}),
     *(
         Small(name, pixels(image_sizes=[[56, 56]]))
         for name in ("lighton_ocr", "mistral3", "mistral_large4")
     ),
-    *(Small(name, pixels(1, 1, 3, 56, 56)) for name in ("idefics2", "idefics3", "smolvlm")),
+    *(Small(name, pixels(1, 1, 3, 56, 56), layers="model.text_model.layers") for name in ("idefics2", "idefics3", "smolvlm")),
     *(
         Small(name, pixels(1, 3, 3, 56, 56, image_sizes=[[50, 112]]), TILES)
         for name in ("llava_next", "llava_next_video", "llava_onevision")
@@ -70,5 +89,5 @@ SMALL = [
         {"text_config": SPARSE, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}},
     ),
     Small("unlimited_ocr", pixels(), {"vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}),
-    Small("granite_docling", pixels(1, 1, 3, 56, 56, pixel_attention_mask=[[True]])),
+    Small("granite_docling", pixels(1, 1, 3, 56, 56, pixel_attention_mask=[[True]]), layers="model.text_model.layers"),
 ]

@@ -139,10 +139,10 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return out
 
 
-def build(model_class: Any, config: Any) -> nn.Module:
+def build(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     """A model with random weights, the same every time, and none of zeros where its class has some."""
     torch.manual_seed(0)
-    model = model_class(config).eval()
+    model = model_class._from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
