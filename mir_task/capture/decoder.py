@@ -1,6 +1,7 @@
 """The text decoder of any model, and the token ids that stand for its media."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,9 @@ from mir_task.errors import MIRError
 # Adapters may show an image as a video, or a video as images, so these two are one kind.
 MEDIA = {"image": ("image", "video"), "video": ("image", "video"), "audio": ("audio",)}
 """Kinds of media, and which kinds count as one."""
+
+
+_CROSS_ATTENTION = re.compile(r"cross_?att(n|ention)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,12 @@ class Decoder:
     """What may receive the sequence first: the first layer, or what stands before it."""
     block: nn.Module | None = None
     """The part of the decoder that makes rows of token ids, where that is more than the embedding."""
+
+    @property
+    def cross_attends(self) -> bool:
+        """Whether parts of it attend to something outside of its sequence, by their names."""
+        found = (f"{name} {type(module).__name__}" for name, module in self.module.named_modules())
+        return any(map(_CROSS_ATTENTION.search, found))
 
     def around(self, model: nn.Module) -> list[nn.Module]:
         """The modules of `model` in which the decoder lies, the outermost first; or the model itself."""

@@ -171,9 +171,9 @@ class PositionFinder:
         ids = args[0] if args else next(iter(kwargs.values()))
         if ids.dim() > 2:
             raise MIRError(
-                f"the input embedding is given {ids.shape[-1]} token ids for each position, whose rows are "
-                "added up (of text and of the codes of audio, say): no position is of one modality, so MIR "
-                "is not defined on the model"
+                f"the input embedding is given {ids.shape[-1]} token ids for each position, whose rows "
+                "are added up (of text and of the codes of audio, say): no position is of one modality, "
+                "so MIR is not defined on the model"
             )
         self.embedded_ids.append(ids.detach().flatten())
 

@@ -1,8 +1,8 @@
 """Decoders that carry several streams of states for each token, on which MIR is not defined.
 
-Hyper-connections and AltUp widen the one residual stream of a decoder to several, which each layer mixes.
-The paper defines MIR on one state for each token and layer. The mean of the streams, or the stream that
-the output is read from, would each be another metric, so such models are refused.
+Hyper-connections and AltUp widen the one residual stream of a decoder to several, which each layer
+mixes. The paper defines MIR on one state for each token and layer. The mean of the streams, or the stream
+that the output is read from, would each be another metric, so such models are refused.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,6 @@ def refuse_streams(shape: Sequence[int], sequences: Sequence[int], width: int) -
         streams = max(shape[-1], width) // min(shape[-1], width)
     raise MIRError(
         f"the decoder's layers pass on {streams} streams of states for each token, as with "
-        "hyper-connections or AltUp; MIR and MoCa are defined on one state for each token and layer, and "
-        "the paper says nothing of several"
+        "hyper-connections or AltUp; MIR and MoCa are defined on one state for each token and layer, "
+        "and the paper says nothing of several"
     )

@@ -21,6 +21,7 @@ from mir_task.documents.document import Document, messages
 from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
+from mir_task.measuring.found import Check
 from mir_task.measuring.passes import measure_together
 from mir_task.measuring.plan import device_of
 from mir_task.measuring.processes import on_every_rank, rank, world_size
@@ -80,6 +81,41 @@ def measure(
         for warning in measured.log.warnings(measured.result, chosen.modality):
             logger.warning(f"{name}: {_of_keywords(warning)}")
     return measured.result
+
+
+def check(
+    model: nn.Module,
+    processor: Any,
+    pairs: Iterable[Pair],
+    *,
+    encode: Encode | None = None,
+    **settings: Any,
+) -> Check:
+    """What `measure` would count of a model's sequences, and which rule found it, on two pairs.
+
+    Nothing of the model changes. `print` of what is returned is for a person to read.
+
+    Args:
+        model: as of `measure`.
+        processor: as of `measure`.
+        pairs: of which the first two are run.
+        encode: as of `measure`.
+        settings: as of `measure`, of which `modality` matters.
+
+    Raises:
+        MIRError: MIR cannot be measured, with the reason that `measure` gives.
+    """
+    with _in_keywords():
+        chosen = MeasureSettings.of("check", {"placement": "assistant_chat"} | settings, prefix="")
+        inner = reading_part(_unwrapped(model))
+        reader = _Processor(inner, processor, chosen, encode)
+        some = list(itertools.islice(pairs, 2))
+        documents = [_document(some, row) for row in range(len(some))]
+        if not documents:
+            raise MIRError("check: no pair was given; pass one or two pairs of a medium and a text")
+        with undisturbed(inner), reader.capturing():
+            seen = [reader.see(*both) for both in zip(documents, documents[::-1], strict=True)]
+        return Check.of(reader, seen)
 
 
 def _of_keywords(message: str) -> str:
@@ -165,11 +201,14 @@ def _share(pairs: Any) -> Iterator[Document]:
     own = range(rank(), count, size)
     padding = [0] * (-(-count // size) - len(own))
     for number, row in enumerate(itertools.chain(own, padding)):
-        pair = pairs[row]
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
-            raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
-        to_media = functools.partial(_medium, pairs, row)
-        yield Document(str(row), row, pair[1], to_media, counts=number < len(own))
+        yield _document(pairs, row, counts=number < len(own))
+
+
+def _document(pairs: Any, row: int, *, counts: bool = True) -> Document:
+    pair = pairs[row]
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
+        raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
+    return Document(str(row), row, pair[1], functools.partial(_medium, pairs, row), counts=counts)
 
 
 def _medium(pairs: Any, number: int, row: Any) -> list[Any]:

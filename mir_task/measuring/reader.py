@@ -308,10 +308,14 @@ class Reader:
         if reason := call.reason(document.text for document in batch):
             return reason
         if call.forwards[0]:
+            cause = (
+                f"cross-attention, or the {self.modality} was dropped"
+                if self.decoder.cross_attends
+                else f"the {self.modality} was dropped, or the model reads none"
+            )
             return (
                 f"{type(self.model).__name__} has no {TOKENS[self.modality]} tokens in its text "
-                f"decoder's sequence (cross-attention, or the {self.modality} was dropped), so MIR is "
-                "not defined on it"
+                f"decoder's sequence ({cause}), so MIR is not defined on it"
             )
         cause = "; ".join(call.complaints) or "it reported nothing"
         return f"{self.name} ran no forward of its model ({cause})"

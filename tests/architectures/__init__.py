@@ -52,8 +52,13 @@ class Small:
     """Positions [L] of vision tokens; those of the placeholder where None."""
     refused: str = ""
     """Regular expression of the message where MIR is not defined on it."""
-    reason: str = ""
-    """Why it is refused; or a remark."""
+    remark: str = ""
+    """What is special about it, or about this row of several of one name."""
+
+    @property
+    def key(self) -> str:
+        """Name, and the modality where it is not images."""
+        return self.name if self.modality == "image" else f"{self.name}, {self.modality}"
 
     @cached_property
     def model_class(self) -> Any:
@@ -65,7 +70,9 @@ class Small:
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """With random weights."""
         config_class = self.model_class.config_class
-        return small.build(self.model_class, config_class(**small.settings(config_class, self.changes)), dtype)
+        return small.build(
+            self.model_class, config_class(**small.settings(config_class, self.changes)), dtype
+        )
 
     def encode(self, model: nn.Module, number: int, text: str) -> Call:
         """Arguments of the forward for a medium by its number and a text that follows it."""
@@ -113,5 +120,6 @@ def names() -> dict[str, str]:
 def architectures() -> list[Small]:
     """All, in the order of their names."""
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    found = [importlib.import_module(f"{__name__}.{name}") for name in modules if name[0] != "_"]
-    return sorted((row for module in found for row in getattr(module, "SMALL", [])), key=lambda r: r.name)
+    modules = [name for name in modules if not name.startswith(("_", "test_"))]
+    found = [importlib.import_module(f"{__name__}.{name}") for name in modules]
+    return sorted((row for module in found for row in getattr(module, "SMALL", [])), key=lambda r: r.key)

@@ -2,8 +2,11 @@
 
 from tests.architectures import Small
 from tests.architectures.media import pixels
+from tests.architectures.small import IMAGE
 
 CODES = 32
+"""Of a picture's parts, as ids of the vocabulary from `FIRST_CODE` on."""
+LETTERS = "ABCDEFGHIJ"
 FIRST_CODE = 560
 VQ = {"channel_multiplier": [1, 2], "base_channels": 32, "num_res_blocks": 1, "embed_dim": 16}
 
@@ -13,8 +16,8 @@ SMALL = [
         pixels(1, 3, 16, 16),
         {
             "vocabulary_map": {
-                "<image>": 635,
-                **{f"IMGIMG{'ABCDEFGHIJ'[n // 10]}{'ABCDEFGHIJ'[n % 10]}Z": FIRST_CODE + n for n in range(CODES)},
+                "<image>": IMAGE,
+                **{f"IMGIMG{LETTERS[n // 10]}{LETTERS[n % 10]}Z": FIRST_CODE + n for n in range(CODES)},
             },
             "vq_config": {**VQ, "num_embeddings": CODES, "latent_channels": 16, "resolution": 16},
         },
@@ -24,14 +27,22 @@ SMALL = [
         "emu3",
         pixels(1, 3, 16, 16, image_sizes=[[16, 16]]),
         {
+            "image_token_id": None,
             "vocabulary_map": {
-                "<image>": 635,
+                "<image>": IMAGE,
                 "<|extra_200|>": 600,
                 **{f"<|visual token {n:06d}|>": FIRST_CODE + n for n in range(CODES)},
             },
-            "vq_config": {**VQ, "codebook_size": CODES, "latent_channels": 16, "attn_resolutions": [], "hidden_size": 64},
+            "vq_config": {
+                **VQ,
+                "codebook_size": CODES,
+                "latent_channels": 16,
+                "attn_resolutions": [],
+                "hidden_size": 64,
+            },
         },
         layers="model.text_model.layers",
+        remark="Without the placeholder's id in its configuration.",
     ),
     Small(
         "apertus1p5",

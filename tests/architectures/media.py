@@ -23,6 +23,11 @@ def pixels(*shape: int, name: str = "pixel_values", **more: Any) -> Media:
     return make
 
 
+def nothing(config: Any, generator: torch.Generator) -> Call:
+    """No medium."""
+    return {}
+
+
 def patches(*grid: int, width: int | None = None, **more: Any) -> Media:
     """Flat patches of one image, and their grid [1, 3] of time, height and width.
 

@@ -41,7 +41,14 @@ SMALL = [
     Small("internvl", pixels()),
     Small("janus", pixels()),
     Small("llava", pixels()),
-    Small("ovis2", pixels(), {"visual_indicator_token_ids": INDICATORS}, more=indicated, vision=within),
+    Small(
+        "ovis2",
+        pixels(),
+        {"visual_indicator_token_ids": INDICATORS},
+        more=indicated,
+        vision=within,
+        remark="With learned marks around and between its placeholders, which count as vision.",
+    ),
     Small("paligemma", pixels()),
     Small("qianfan_ocr", pixels()),
     Small("video_llava", pixels(name="pixel_values_images")),
@@ -57,13 +64,22 @@ SMALL = [
         {"vision_config": {"architecture": "resnet18", "hidden_size": 512, "model_args": None}},
     ),
     Small("perception_lm", pixels(1, 1, 3, 56, 56), {"vision_config": VIT}),
-    Small("llama4", pixels(), {"vision_config": {"intermediate_size": 128}}, tokens=4, layers="language_model.model.layers"),
+    Small(
+        "llama4",
+        pixels(),
+        {"vision_config": {"intermediate_size": 128}},
+        tokens=4,
+        layers="language_model.model.layers",
+    ),
     Small("step3p7", pixels(), {"text_config": {"sliding_window": 64}}),
     *(
         Small(name, pixels(image_sizes=[[56, 56]]))
         for name in ("lighton_ocr", "mistral3", "mistral_large4")
     ),
-    *(Small(name, pixels(1, 1, 3, 56, 56), layers="model.text_model.layers") for name in ("idefics2", "idefics3", "smolvlm")),
+    *(
+        Small(name, pixels(1, 1, 3, 56, 56), layers="model.text_model.layers")
+        for name in ("idefics2", "idefics3", "smolvlm")
+    ),
     *(
         Small(name, pixels(1, 3, 3, 56, 56, image_sizes=[[50, 112]]), TILES)
         for name in ("llava_next", "llava_next_video", "llava_onevision")
@@ -88,6 +104,12 @@ SMALL = [
         pixels(),
         {"text_config": SPARSE, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}},
     ),
-    Small("unlimited_ocr", pixels(), {"vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}),
-    Small("granite_docling", pixels(1, 1, 3, 56, 56, pixel_attention_mask=[[True]]), layers="model.text_model.layers"),
+    Small(
+        "unlimited_ocr", pixels(), {"vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}
+    ),
+    Small(
+        "granite_docling",
+        pixels(1, 1, 3, 56, 56, pixel_attention_mask=[[True]]),
+        layers="model.text_model.layers",
+    ),
 ]

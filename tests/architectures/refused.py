@@ -1,32 +1,64 @@
 """Models on which MIR is not defined, each with its reason."""
 
-from tests.architectures import Small
+from typing import Any
+
 import torch
 
-from tests.architectures.media import pixels
+from tests.architectures import Call, Small
+from tests.architectures.media import nothing, pixels
+
+OUTSIDE = r"has no vision tokens in its text decoder's sequence \(cross-attention"
+ENCODER_DECODER = (
+    "is an encoder-decoder: .* by cross-attention .* no vision token stands in the decoder's"
+)
 
 
-def nothing(config, generator):
-    return {}
-
-
-def protein(config, generator):
+def protein(config: Any, generator: torch.Generator) -> Call:
+    """What Evolla sees in the place of a picture."""
     ids = torch.randint(5, 25, (1, 12), generator=generator)
     return {"protein_input_ids": ids, "protein_attention_mask": torch.ones_like(ids)}
 
 
-def sees(model, call):
+def sees(model: Any, call: Call) -> Call:
     """Which text sees which picture, of IDEFICS-1."""
     return {"image_attention_mask": torch.ones(1, call["input_ids"].shape[1], 1).long()}
 
 
-ENCODER_DECODERS = ("florence2", "udop", "t5gemma2", "pix2struct", "pp_formulanet", "vision-encoder-decoder")
-
 SMALL = [
-    Small("mllama", pixels(1, 1, 4, 3, 56, 56, aspect_ratio_ids=[[1]], aspect_ratio_mask=[[[1, 0, 0, 0]]]), {"vision_config": {"vision_output_dim": 128}}, tokens=1),
-    Small("evolla", protein, tokens=0),
-    Small("idefics", pixels(1, 1, 3, 56, 56), tokens=1, more=sees),
-    Small("blip", pixels(), tokens=0),
-    Small("mistral4", nothing, {"head_dim": 32}, tokens=1),
-    *(Small(name, nothing, tokens=0) for name in ENCODER_DECODERS),
+    Small(
+        "mllama",
+        pixels(1, 1, 4, 3, 56, 56, aspect_ratio_ids=[[1]], aspect_ratio_mask=[[[1, 0, 0, 0]]]),
+        {"vision_config": {"vision_output_dim": 128}, "text_config": {"cross_attention_layers": [1]}},
+        tokens=1,
+        refused=OUTSIDE,
+    ),
+    Small("evolla", protein, tokens=0, refused=OUTSIDE),
+    Small("idefics", pixels(1, 1, 3, 56, 56), tokens=1, more=sees, refused=OUTSIDE),
+    Small("blip", pixels(), tokens=0, refused=OUTSIDE),
+    Small(
+        "mistral4",
+        nothing,
+        {"head_dim": 32},
+        tokens=1,
+        refused=r"has no vision tokens .* \(the image was dropped, or the model reads none\)",
+        remark="A text decoder, in spite of the mapping.",
+    ),
+    *(
+        Small(name, nothing, tokens=0, refused=ENCODER_DECODER)
+        for name in (
+            "florence2",
+            "pix2struct",
+            "pp_formulanet",
+            "t5gemma2",
+            "udop",
+            "vision-encoder-decoder",
+        )
+    ),
+    Small(
+        "blip-2",
+        nothing,
+        {"text_config": {"model_type": "t5", "is_encoder_decoder": True}},
+        refused=ENCODER_DECODER,
+        remark="With T5 as its language model.",
+    ),
 ]

@@ -31,15 +31,21 @@ SIZES = {
     **dict.fromkeys(("d_ff", "mlp_dim", "projector_hidden_size", "projection_hidden_size"), 64),
     **dict.fromkeys(("alignment_intermediate_size", "intermediate_size_mlp", "merged_hidden_size"), 64),
     **dict.fromkeys(("dense_intermediate_size", "shared_intermediate_size", "moe_hidden_size"), 32),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "share_expert_dim"), 32),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "shared_expert_intermediate_size", "share_expert_dim"), 32
+    ),
     **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 32),
     **dict.fromkeys((*DEPTHS, "decoder_layers", "num_decoder_layers", "num_blocks"), LAYERS),
     **dict.fromkeys(("conf_num_hidden_layers", "resampler_depth"), 2),
     **dict.fromkeys(("num_attention_heads", "num_heads", "attention_heads", "resampler_n_heads"), HEADS),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "num_key_value_heads"), HEADS),
+    **dict.fromkeys(
+        ("encoder_attention_heads", "decoder_attention_heads", "num_key_value_heads"), HEADS
+    ),
     **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads", "index_n_heads"), HEADS),
     **dict.fromkeys(("num_sliding_attention_heads", "linear_num_heads", "mamba_num_heads"), HEADS),
-    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "num_global_key_value_heads"), HEADS),
+    **dict.fromkeys(
+        ("linear_num_key_heads", "linear_num_value_heads", "num_global_key_value_heads"), HEADS
+    ),
     **dict.fromkeys(("head_dim", "swa_head_dim", "global_head_dim", "v_head_dim", "d_kv"), 16),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 16),
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "index_head_dim", "dim_head"), 16),
