@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 
 from mir_task.capture.decoder import Decoder, find_decoder, media_token_ids
 from mir_task.capture.finder import Forward, PositionFinder
-from mir_task.capture.streams import refuse_streams
+from mir_task.capture.streams import refuse_streams_of
 from mir_task.errors import MIRError
 
 FILE = "moca.safetensors"
@@ -187,30 +187,7 @@ def _refuse(model: nn.Module, decoder: Decoder) -> None:
             f"{name} attends to images by cross-attention, so no vision token stands in its text "
             "decoder's sequence for MoCa to scale"
         )
-    if (states := _first_states(decoder)) is not None:
-        refuse_streams(states.shape, (1, 2), decoder.config.hidden_size)
-
-
-class _Reached(Exception):
-    """The first layer was reached."""
-
-
-@torch.no_grad()
-def _first_states(decoder: Decoder) -> Tensor | None:
-    """What the first layer receives of two tokens, no layer run; None where the decoder takes no ids."""
-    seen: list[Tensor] = []
-
-    def stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        raise _Reached
-
-    first = next(decoder.embedding.parameters())
-    with decoder.layers[0].register_forward_pre_hook(stop, with_kwargs=True):
-        try:
-            decoder.module(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=first.device))
-        except Exception:  # noqa: BLE001 - what it needs besides is its own; forwards tell
-            return seen[0] if seen else None
-    return None
+    refuse_streams_of(decoder)
 
 
 def remove(model: nn.Module) -> None:

@@ -30,8 +30,8 @@ class Decoder:
     """The input-embedding module."""
     config: Any
     """Of the decoder, with its `num_hidden_layers`."""
-    entries: tuple[nn.Module, ...]
-    """What may receive the sequence first: the first layer, or what stands before it."""
+    before: tuple[nn.Module, ...] = ()
+    """What may receive the sequence before the first layer, such as blocks of cross-attention."""
     block: nn.Module | None = None
     """The part of the decoder that makes rows of token ids, where that is more than the embedding."""
 
@@ -77,8 +77,8 @@ def find_decoder(model: nn.Module) -> Decoder:
     if getattr(config, "is_encoder_decoder", False) or getattr(around, "is_encoder_decoder", False):
         raise MIRError(
             f"{type(model).__name__} is an encoder-decoder: its text decoder attends by cross-attention "
-            "to what the encoder makes of an image, so no vision token stands in the decoder's own "
-            "sequence, and MIR is not defined on it"
+            "to what the encoder makes of its input, so no vision or audio token stands in the "
+            "decoder's own sequence, and MIR is not defined on it"
         )
     found = _owners(reader, prefix, around) or _in_parts(reader, prefix, around)
     # Towers of other modalities embed their positions, and may have as many layers.
@@ -88,6 +88,9 @@ def find_decoder(model: nn.Module) -> Decoder:
             found = [decoder for decoder in found if is_texts(decoder)] or found
     if len(found) != 1:
         names = ", ".join(decoder.name for decoder in found) or "none"
+        lists = [name for name, part in reader.named_modules(prefix=prefix) if _is_layers(part, around)]
+        if not found and lists:
+            names += f" (nothing tells which of the lists {', '.join(lists)} are its layers)"
         raise MIRError(
             f"{type(model).__name__}: looked for one module with an input embedding and as many decoder "
             f"layers as its configuration says, found {names}; MIR is defined on the layers of a single "
@@ -103,9 +106,9 @@ def _owners(reader: nn.Module, prefix: str, around: Any) -> list[Decoder]:
         embedding = _input_embedding(module)
         for config in (around, _text_config(getattr(module, "config", None))):
             lists = [child for child in module.named_children() if _is_layers(child[1], config)]
-            if embedding is not None and lists:
-                layers, entries = _layers(lists)
-                found.append(Decoder(name, module, layers, embedding, config, entries))
+            if embedding is not None and (told := _layers(lists)):
+                layers, before = told
+                found.append(Decoder(name, module, layers, embedding, config, before))
                 break
     return found
 
@@ -120,11 +123,11 @@ def _in_parts(reader: nn.Module, prefix: str, around: Any) -> list[Decoder]:
             parts = dict(_own_parts(module, own))
             lists = [part for part in parts.items() if _is_layers(part[1], config)]
             path = next((path for path, part in parts.items() if part is tokens), None)
-            if path is not None and lists:
+            if path is not None and (told := _layers(lists)):
                 found = [decoder for decoder in found if not _lies_in(name, decoder.name)]
                 block = module.get_submodule(path.partition(".")[0])
-                layers, entries = _layers(lists)
-                found.append(Decoder(name, module, layers, tokens, config, entries, block))
+                layers, before = told
+                found.append(Decoder(name, module, layers, tokens, config, before, block))
                 break
     return found
 
@@ -145,14 +148,19 @@ def _is_layers(module: nn.Module, config: Any) -> bool:
     return isinstance(module, nn.ModuleList) and len(module) == count
 
 
-def _layers(lists: list[tuple[str, nn.Module]]) -> tuple[nn.ModuleList, tuple[nn.Module, ...]]:
-    """The decoder's layers of one or more lists of as many, and what may run first.
+def _layers(lists: list[tuple[str, nn.Module]]) -> tuple[nn.ModuleList, tuple[nn.Module, ...]] | None:
+    """The decoder's layers of one or more lists of as many, and what may run before.
 
-    Where blocks of cross-attention stand in a list of their own, the layers are called so.
+    Where blocks of cross-attention stand in a list of their own, the layers are called so. None where
+    nothing tells.
     """
-    named = [module for name, module in lists if name.rpartition(".")[2] in ("layers", "layer")]
-    layers = (named or [module for _, module in lists])[0]
-    return cast(nn.ModuleList, layers), tuple(cast(nn.ModuleList, part)[0] for _, part in lists)
+    named = [part for part in lists if part[0].rpartition(".")[2] in ("layers", "layer")]
+    candidates = named if len(lists) > 1 else lists
+    if len(candidates) != 1:
+        return None
+    ((_, layers),) = candidates
+    before = [cast(nn.ModuleList, part)[0] for _, part in lists if part is not layers]
+    return cast(nn.ModuleList, layers), tuple(before)
 
 
 def _own_parts(module: nn.Module, config: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:

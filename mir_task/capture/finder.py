@@ -128,7 +128,7 @@ class PositionFinder:
             self._handles.append(decoder.block.register_forward_hook(note))
         self._before(decoder.module, functools.partial(self._begin, decoder))
         self._handles += keep_all_positions(decoder.module)
-        for module in decoder.entries:
+        for module in (*decoder.before, decoder.layers[0]):
             self._before(module, functools.partial(self._enter_layers, decoder))
         end = self._guard(self._end)
         self._handles.append(decoder.module.register_forward_hook(end, always_call=True))

@@ -96,7 +96,7 @@ def locate(
             told, rules = none, []
         markers = _markers(told, changed)
         media = changed
-        rules.append("provenance")
+        rules += ["provenance"] if changed.any() else []
     elif embedded_ids is not None and real.any() and name != "mask":
         raise MIRError(
             "no row that the decoder's layers receive is what its input embedding gives for a token "

@@ -11,6 +11,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
+from mir_task.capture.hooks import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.processes import rank, stop_if_another_failed
@@ -237,6 +238,7 @@ class _Counting:
             "text_changes": seen.arrival.changes,
             "text_span": seen.span,
             "vision_rule": prefill.vision_rule,
+            **_special(prefill),
             "traps": list(seen.traps),
             **_caption(seen, reader.tokenizer),
         }
@@ -291,6 +293,15 @@ class _Counting:
             )
         for document in long.values():
             self.reject(document, Rejected(_beyond(context)))
+
+
+def _special(prefill: Prefill) -> dict[str, int]:
+    """Of the vision tokens, how many are markers or tokens of the vocabulary; nothing where none are."""
+    counts = {
+        "vision_markers": int(prefill.markers.sum()),
+        "vision_discrete": int(prefill.discrete.sum()),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _caption(seen: Seen, tokenizer: Any) -> dict[str, Any]:

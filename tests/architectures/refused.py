@@ -9,7 +9,7 @@ from tests.architectures.media import nothing, pixels
 
 OUTSIDE = r"has no vision tokens in its text decoder's sequence \(cross-attention"
 ENCODER_DECODER = (
-    "is an encoder-decoder: .* by cross-attention .* no vision token stands in the decoder's"
+    "is an encoder-decoder: .* by cross-attention .* no vision or audio token stands in the"
 )
 
 
