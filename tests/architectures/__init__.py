@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from tests.architectures import small
@@ -54,6 +55,8 @@ class Small:
     """Regular expression of the message where MIR is not defined on it."""
     remark: str = ""
     """What is special about it, or about this row of several of one name."""
+    not_on_4: str = ""
+    """Why it is not tried on transformers 4."""
 
     @property
     def key(self) -> str:
@@ -66,6 +69,16 @@ class Small:
         import transformers
 
         return getattr(transformers, names()[self.name], None) if self.name in names() else None
+
+    @property
+    def hindrance(self) -> str:
+        """Why it cannot be tried in this environment; empty where it can."""
+        import transformers
+
+        if self.model_class is None:
+            return f"transformers has no {self.name} here"
+        old = Version(transformers.__version__).major < 5
+        return f"on transformers 4: {self.not_on_4}" if self.not_on_4 and old else ""
 
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """With random weights."""
@@ -106,6 +119,8 @@ def features(model: Any, modality: str, media: Call) -> int:
         found = get(**{key: t.to(dtype) if t.is_floating_point() else t for key, t in media.items()})
     found = getattr(found, "pooler_output", found)
     parts = found if isinstance(found, list | tuple) else [found]
+    if isinstance(parts[0], list | tuple):  # of transformers 4, before features of DeepStack
+        parts = parts[0]
     return sum(part.shape[:-1].numel() for part in parts)
 
 

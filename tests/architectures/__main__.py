@@ -21,12 +21,14 @@ RESULTS = Path(__file__).parents[2] / "results" / "architectures.json"
 
 def tried(row: Small) -> Outcome:
     """The outcome of a row, or why there is none."""
+    known = {"name": row.name, "modality": row.modality, "remark": row.remark}
+    if row.hindrance:
+        return {**known, "status": "not tried", "reason": row.hindrance}
     try:
         return outcome(row)
     except Exception as error:  # noqa: BLE001 - its message is the outcome
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        status = {"name": row.name, "modality": row.modality, "remark": row.remark, "status": "failed"}
-        return {**status, "reason": reason}
+        return {**known, "status": "failed", "reason": reason}
 
 
 def untried(name: str) -> Outcome:

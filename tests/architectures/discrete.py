@@ -43,6 +43,7 @@ SMALL = [
         },
         layers="model.text_model.layers",
         remark="Without the placeholder's id in its configuration.",
+        not_on_4="its forward drops the picture on the way",
     ),
     Small(
         "apertus1p5",

@@ -46,8 +46,6 @@ SMALL = [
             "minimax_m3_vl",
             "qwen3_5",
             "qwen3_5_moe",
-            "qwen3_vl",
-            "qwen3_vl_moe",
         )
     ),
     *(
@@ -59,6 +57,8 @@ SMALL = [
             "glmga",
             "qwen2_5_vl",
             "qwen2_vl",
+            "qwen3_vl",
+            "qwen3_vl_moe",
         )
     ),
     *(Small(name, patches(), OMNI) for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")),

@@ -28,7 +28,10 @@ SMALL = [
     Small(
         "mllama",
         pixels(1, 1, 4, 3, 56, 56, aspect_ratio_ids=[[1]], aspect_ratio_mask=[[[1, 0, 0, 0]]]),
-        {"vision_config": {"vision_output_dim": 128}, "text_config": {"cross_attention_layers": [1]}},
+        {
+            "vision_config": {"vision_output_dim": 128},
+            "text_config": {"cross_attention_layers": [1], "rope_parameters": {}},
+        },
         tokens=1,
         refused=OUTSIDE,
     ),
@@ -44,15 +47,14 @@ SMALL = [
         remark="A text decoder, in spite of the mapping.",
     ),
     *(
-        Small(name, nothing, tokens=0, refused=ENCODER_DECODER)
-        for name in (
-            "florence2",
-            "pix2struct",
-            "pp_formulanet",
-            "t5gemma2",
-            "udop",
-            "vision-encoder-decoder",
-        )
+        Small(name, nothing, refused=ENCODER_DECODER)
+        for name in ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop")
+    ),
+    Small(
+        "vision-encoder-decoder",
+        nothing,
+        refused=ENCODER_DECODER,
+        not_on_4="its configuration has no defaults",
     ),
     Small(
         "blip-2",

@@ -140,6 +140,8 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """Settings with changes, of which nested ones change parts."""
     out = dict(settings)
     for name, value in changes.items():
+        if name == "rope_parameters" and "rope_scaling" in out and name not in out:  # transformers 4
+            name, value = "rope_scaling", {"rope_type": "default", "type": "default", **value}
         nested = isinstance(value, Mapping) and isinstance(out.get(name), Mapping)
         out[name] = merged(out[name], value) if nested else value
     return out

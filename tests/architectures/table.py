@@ -5,7 +5,7 @@ from typing import Any
 
 from packaging.version import Version
 
-NOT_TRIED: dict[str, str] = {}
+NOT_TRIED = {"pixtral": "the name of a vision tower, whose models are LLaVA's"}
 """From names of architectures to what stands in the way of a small model."""
 
 Results = dict[str, list[dict[str, Any]]]
