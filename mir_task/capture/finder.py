@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from mir_task.capture import arguments
 from mir_task.capture.decoder import MEDIA, Decoder, media_token_ids
 from mir_task.capture.positions import NO_TOKEN, Positions, equal_rows, locate
+from mir_task.capture.streams import refuse_streams
 from mir_task.errors import MIRError
 
 Hook = Callable[..., None]
@@ -192,7 +193,7 @@ class PositionFinder:
         if step and self._lasting:
             step = (given["input_ids"] if embeds is None else embeds).shape[1] == 1
         self._running.forward = Forward(step, {} if step else given)
-        if embeds is not None and not step:
+        if embeds is not None and not step and decoder.block is None:
             self._locate(decoder, embeds)
 
     def _enter_layers(
@@ -201,9 +202,20 @@ class PositionFinder:
         forward = self.forward
         if forward is None or forward.sequences is not None:
             return
-        if forward.arguments.get("input_ids") is not None:
+        given = [forward.arguments.get(name) for name in ("input_ids", "inputs_embeds")]
+        if (tokens := next((each for each in given if each is not None), None)) is not None:
             # The decoder embeds by itself, and may merge image features by itself.
-            self._locate(decoder, args[0] if args else kwargs["hidden_states"])
+            states = args[0] if args else kwargs.get("hidden_states")
+            if layer is not decoder.layers[0] and (
+                not isinstance(states, Tensor)
+                or states.dim() != 3
+                or states.shape[:2] != tokens.shape[:2]
+            ):
+                return  # another list of as many modules
+            assert isinstance(states, Tensor)
+            if states.dim() > 3:
+                refuse_streams(states.shape, tokens.shape[:2], states.shape[-1])
+            self._locate(decoder, states)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         running = self._running
@@ -261,7 +273,9 @@ class PositionFinder:
         ids = torch.cat([ids.to(embeds.device) for ids in self.embedded_ids])
         if decoder.block is not None:
             # Its rows depend on where a token stands: one of them for each that was embedded.
-            tables = torch.cat([rows.to(embeds) for rows in self._embedded.rows])
+            tables = torch.cat([embeds.new_zeros(0, embeds.shape[-1]), *self._embedded.rows])
+            if len(tables) != len(ids):  # embeddings were made outside of it
+                return None
             scales = [1]
         else:
             ids = torch.unique(ids)
@@ -270,6 +284,8 @@ class PositionFinder:
             # MiniCPM-V scales what the module gives before the decoder sees it.
             scales = sorted({1, getattr(decoder.config, "scale_emb", 1)})
             tables = torch.cat([(table * scale).to(embeds.dtype) for scale in scales])
+        if tables.shape[-1] != embeds.shape[-1]:
+            return torch.full(embeds.shape[:2], NO_TOKEN)
         found = equal_rows(embeds.detach().flatten(0, 1), tables)
         origin = torch.where(found < 0, NO_TOKEN, ids.repeat(len(scales))[found])
         if given is not None and decoder.block is None:

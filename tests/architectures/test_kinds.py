@@ -77,6 +77,29 @@ def test_sequences_that_are_longer_than_their_mask_are_not_padded() -> None:
         raise capture.failures[0]
 
 
+def test_embeddings_for_a_layout_in_parts_tell_by_what_was_embedded() -> None:
+    row, model = built("git")
+    call = row.encode(model, *measuring.PAIRS[0])
+    ids = call.pop("input_ids")
+    with HiddenStateCapture(model) as capture:
+        measuring.run(model, {**call, "inputs_embeds": model.get_input_embeddings()(ids).detach()})
+    (prefill,) = capture.take()
+    assert prefill.vision.nonzero().flatten().tolist() == list(range(17))
+    assert prefill.text_ids == ids[0].tolist()
+    with HiddenStateCapture(model) as capture:
+        measuring.run(model, {**call, "inputs_embeds": torch.randn(1, ids.shape[1], 32)})
+    assert capture.take() == []
+
+
+def test_streams_of_a_decoder_that_embeds_by_itself_are_refused() -> None:
+    for key in ("glm5_next", "hy_v4_vl"):
+        _, model = built(key)
+        with HiddenStateCapture(model) as capture, torch.no_grad():
+            model.model.language_model(input_ids=torch.tensor([[1, 5, 6, 7]]))
+        with pytest.raises(MIRError, match="pass on 4 streams of states for each token"):
+            raise capture.failures[0]
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
