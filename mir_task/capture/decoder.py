@@ -37,9 +37,9 @@ class Decoder:
 
     @property
     def cross_attends(self) -> bool:
-        """Whether parts of it attend to something outside of its sequence, by their names."""
-        found = (f"{name} {type(module).__name__}" for name, module in self.module.named_modules())
-        return any(map(_CROSS_ATTENTION.search, found))
+        """Whether layers attend to something outside of its sequence, by the names of their parts."""
+        inside = (part for whole in (self.layers, *self.before) for part in whole.named_modules())
+        return any(_CROSS_ATTENTION.search(f"{name} {type(part).__name__}") for name, part in inside)
 
     def around(self, model: nn.Module) -> list[nn.Module]:
         """The modules of `model` in which the decoder lies, the outermost first; or the model itself."""

@@ -124,7 +124,10 @@ def _of_keywords(message: str) -> str:
     for name in MeasureSettings.model_fields:
         message = re.sub(rf"\bmir_{name}: (\w+)", rf"{name}=\1", message)
         message = re.sub(rf"\bmir_{name}\b", name, message)
-    return message.replace(" in the task ", " ")
+    message = message.replace(
+        "the options that it was loaded with", "what `encode` or its processor makes"
+    )
+    return message.replace(" in the task ", " ").replace("the adapter", "the processor")
 
 
 @contextlib.contextmanager
@@ -137,6 +140,8 @@ def _in_keywords() -> Iterator[None]:
 
 class _Processor(Reader):
     """Runs documents through a model by its processor's chat template, or by a function."""
+
+    elsewhere = "let `encode`, or the processor's chat template, put it behind the medium"
 
     def __init__(
         self, model: nn.Module, processor: Any, settings: MeasureSettings, encode: Encode | None

@@ -98,6 +98,9 @@ class Reader:
         self._batches = True
         self._capture: HiddenStateCapture | None = None
 
+    elsewhere = "choose another mir_placement"
+    """What to do where a text does not stand after its medium."""
+
     def send(self, documents: list[Document], placement: str) -> list[str]:
         """Run the model's forwards on documents, and return what went wrong without an exception.
 
@@ -240,7 +243,7 @@ class Reader:
         except NothingArrived:
             return Rejected(
                 f"no token of the document's own text stands after the {self.modality}: it was put "
-                "before it or dropped; choose another mir_placement"
+                f"before it or dropped; {self.elsewhere}"
             )
         except MIRError as error:
             return Rejected(str(error))
