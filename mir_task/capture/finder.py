@@ -214,7 +214,7 @@ class PositionFinder:
                 return  # another list of as many modules
             assert isinstance(states, Tensor)
             if states.dim() > 3:
-                refuse_streams(states.shape, tokens.shape[:2], states.shape[-1])
+                refuse_streams(states.shape, tokens.shape[:2], decoder)
             self._locate(decoder, states)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -273,9 +273,9 @@ class PositionFinder:
         ids = torch.cat([ids.to(embeds.device) for ids in self.embedded_ids])
         if decoder.block is not None:
             # Its rows depend on where a token stands: one of them for each that was embedded.
-            tables = torch.cat([embeds.new_zeros(0, embeds.shape[-1]), *self._embedded.rows])
-            if len(tables) != len(ids):  # embeddings were made outside of it
+            if sum(map(len, self._embedded.rows)) != len(ids):  # embeddings were made outside of it
                 return None
+            tables = torch.cat(self._embedded.rows).to(embeds)
             scales = [1]
         else:
             ids = torch.unique(ids)

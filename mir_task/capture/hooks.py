@@ -197,7 +197,7 @@ class HiddenStateCapture:
         forward = self._finder.forward
         sequences = [] if forward is None else forward.sequences or []
         found = any(sequence.vision.any() for sequence in sequences)
-        self._running.pending = _PendingForward(sequences, self._layers) if found else None
+        self._running.pending = _PendingForward(sequences, self._layers, self.decoder) if found else None
 
     def _keep_layer_input(
         self, decoder: Decoder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -248,13 +248,15 @@ class _ThreadState(threading.local):
 class _PendingForward:
     """Hidden states of the sequences of the forward that is running."""
 
-    def __init__(self, sequences: list[Positions], layers: Mapping[int, torch.device]) -> None:
+    def __init__(
+        self, sequences: list[Positions], layers: Mapping[int, torch.device], decoder: Decoder
+    ) -> None:
         self.sequences = {
             row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
         }
         self.layers_run = 0
         self._shape = len(sequences), len(sequences[0].real)
-        self._width = 0
+        self._decoder = decoder
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
         self._layers = layers
         self._indices: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -262,8 +264,7 @@ class _PendingForward:
     def keep(self, hidden: Tensor) -> None:
         """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
         self.layers_run += 1
-        self._width = self._width or hidden.shape[-1]
-        refuse_streams(hidden.shape, self._shape, self._width)
+        refuse_streams(hidden.shape, self._shape, self._decoder)
         if self.layers_run not in self._layers:
             return
         for sequence in self.sequences.values():

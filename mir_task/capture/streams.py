@@ -15,23 +15,23 @@ from mir_task.capture.decoder import Decoder
 from mir_task.errors import MIRError
 
 
-def refuse_streams(shape: Sequence[int], sequences: Sequence[int], width: int) -> None:
+def refuse_streams(shape: Sequence[int], sequences: Sequence[int], decoder: Decoder) -> None:
     """Raise where states are not one of each token.
 
     Args:
-        shape: of the states that a layer receives or the decoder returns.
+        shape: of the states that a layer receives or the decoder returns: [batch, L, d] as a rule.
         sequences: batch and L, the positions of a sequence.
-        width: d of the states elsewhere in the decoder.
+        decoder: whose configuration may say d.
 
     Raises:
-        MIRError: the shape is not [batch, any length, d].
+        MIRError: they have a dimension more, or are a multiple of d wide.
     """
-    if len(shape) == 3 and shape[-1] == width:
-        return
-    if len(shape) == 4:
+    if len(shape) > 3:
         streams = shape[2] if list(shape[:2]) == list(sequences) else shape[0]
     else:
-        streams = max(shape[-1], width) // min(shape[-1], width)
+        streams, rest = divmod(shape[-1], getattr(decoder.config, "hidden_size", None) or shape[-1])
+        if streams < 2 or rest:
+            return
     raise MIRError(
         f"the decoder's layers pass on {streams} streams of states for each token, as with "
         "hyper-connections or AltUp; MIR and MoCa are defined on one state for each token and layer, "
@@ -49,7 +49,7 @@ def refuse_streams_of(decoder: Decoder) -> None:
     """
     states = _first_states(decoder)
     if states is not None:
-        refuse_streams(states.shape, (1, 2), decoder.config.hidden_size)
+        refuse_streams(states.shape, (1, 2), decoder)
 
 
 class _Reached(Exception):
