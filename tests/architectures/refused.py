@@ -12,6 +12,14 @@ ENCODER_DECODER = (
     "is an encoder-decoder: .* by cross-attention .* no vision or audio token stands in the"
 )
 
+DAVIT = {
+    "depths": [1] * 4,
+    "embed_dim": [32] * 4,
+    "num_heads": [2] * 4,
+    "num_groups": [2] * 4,
+    "patch_size": [7, 3, 3, 3],
+}
+
 
 def protein(config: Any, generator: torch.Generator) -> Call:
     """What Evolla sees in the place of a picture."""
@@ -48,8 +56,9 @@ SMALL = [
     ),
     *(
         Small(name, nothing, refused=ENCODER_DECODER)
-        for name in ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop")
+        for name in ("pix2struct", "pp_formulanet", "t5gemma2", "udop")
     ),
+    Small("florence2", nothing, {"vision_config": DAVIT}, refused=ENCODER_DECODER),
     Small(
         "vision-encoder-decoder",
         nothing,
