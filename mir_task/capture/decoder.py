@@ -122,12 +122,12 @@ def _in_parts(reader: nn.Module, prefix: str, around: Any) -> list[Decoder]:
         for config in (around, _text_config(own)) if own is not None else ():
             parts = dict(_own_parts(module, own))
             lists = [part for part in parts.items() if _is_layers(part[1], config)]
-            path = next((path for path, part in parts.items() if part is tokens), None)
+            path = next((p for p, part in parts.items() if _is_input(part, tokens, config)), None)
             if path is not None and (told := _layers(lists)):
                 found = [decoder for decoder in found if not _lies_in(name, decoder.name)]
                 block = module.get_submodule(path.partition(".")[0])
                 layers, before = told
-                found.append(Decoder(name, module, layers, tokens, config, before, block))
+                found.append(Decoder(name, module, layers, parts[path], config, before, block))
                 break
     return found
 
@@ -141,6 +141,13 @@ def _text_config(config: Any) -> Any:
 
 def _lies_in(path: str, outer: str) -> bool:
     return not outer or path.startswith(f"{outer}.")
+
+
+def _is_input(module: nn.Module, tokens: Any, config: Any) -> bool:
+    """Whether a module is the input embedding that its model names; if none, embeds a vocabulary."""
+    if tokens is not None:
+        return module is tokens
+    return isinstance(module, nn.Embedding) and module.num_embeddings >= config.vocab_size
 
 
 def _is_layers(module: nn.Module, config: Any) -> bool:

@@ -147,6 +147,24 @@ def test_of_two_lists_of_as_many_modules_the_layers_are_called_so() -> None:
         find_decoder(Blocks("first", "second"))
 
 
+class InParts(nn.Module):
+    """Embedding and layers in parts, and no word of the input embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = small_config()
+        self.embeddings = nn.ModuleDict({"words": nn.Embedding(50, 8), "places": nn.Embedding(20, 8)})
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(8, 8) for _ in range(3))})
+
+
+def test_a_layout_in_parts_is_found_where_the_model_does_not_name_its_embedding() -> None:
+    model = InParts()
+    decoder = find_decoder(model)
+    assert (decoder.module, decoder.block) == (model, model.embeddings)
+    assert decoder.embedding is model.embeddings["words"]
+    assert decoder.layers is model.encoder["layer"]
+
+
 def test_ids_of_placeholders_are_found_in_inner_configurations() -> None:
     _, model = built("pi0")
     assert media_token_ids(model, "image") == {small.IMAGE}
