@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-MODELS = adapters capture demo harness measuring/test_library.py measuring/test_sharded.py measuring/test_caption.py test_callback.py test_moca.py
+MODELS = adapters architectures capture demo harness measuring/test_library.py measuring/test_sharded.py measuring/test_caption.py test_callback.py test_moca.py
 # All tests, then those that run a model once more on transformers 4, where users of `--model llava` live.
 test-all: $(VENV)/ready $(VENV4)/ready
 	$(BIN)/python -m pytest -q -n 2 --strict-skips

@@ -1,7 +1,8 @@
 """MIR, the Modality Integration Rate (arXiv 2410.07167), as a plugin for lmms-eval.
 
-`measure` computes it for a model and its processor; `MIRMeter` accumulates documents of any loop one
-by one; `modality_integration_rate` computes it from hidden states that are at hand. These names, with
+`measure` computes it for a model and its processor, and `check` says what it would count; `MIRMeter`
+accumulates documents of any loop one by one; `modality_integration_rate` computes it from hidden states
+that are at hand. These names, with
 `mir_task.callback.MIRCallback`, `mir_task.moca`, `mir_task.harness.MIRTask` and the command `mir-task`,
 are what stays from version to version. Importing this package loads neither torch nor the harness.
 """
@@ -14,7 +15,7 @@ TYPE_CHECKING = False  # each start of Python imports this package, and `typing`
 
 if TYPE_CHECKING:
     from mir_task.errors import MIRError
-    from mir_task.measuring.library import measure
+    from mir_task.measuring.library import check, measure
     from mir_task.metric.definition import modality_integration_rate
     from mir_task.result import LayerResult, MIRResult
     from mir_task.statistics.meter import MIRMeter
@@ -25,6 +26,7 @@ __all__ = [
     "MIRMeter",
     "MIRResult",
     "__version__",
+    "check",
     "measure",
     "modality_integration_rate",
 ]
@@ -34,6 +36,7 @@ _MODULES = {
     "MIRError": "errors",
     "MIRMeter": "statistics.meter",
     "MIRResult": "result",
+    "check": "measuring.library",
     "measure": "measuring.library",
     "modality_integration_rate": "metric.definition",
 }

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from mir_task.capture.decoder import Decoder, find_decoder
+from mir_task.capture.decoder import Decoder, find_decoder, media_token_ids
 from mir_task.capture.finder import Forward, PositionFinder
+from mir_task.capture.streams import refuse_streams_of
 from mir_task.errors import MIRError
 
 FILE = "moca.safetensors"
@@ -140,8 +141,10 @@ def apply(model: nn.Module) -> None:
         model: any Hugging Face model with a text decoder, on its devices.
 
     Raises:
-        MIRError: MoCa is applied already, or no text decoder or configuration is found. Forwards raise
-            it where nothing tells vision tokens from text.
+        MIRError: MoCa is applied already, no text decoder or configuration is found, or the model has no
+            vision tokens to scale: it hears or reads alone, attends to pictures by cross-attention, or
+            carries several streams of states. Forwards raise it where nothing tells vision tokens from
+            text.
     """
     decoder = find_decoder(model)
     if _hooks(decoder) is not None:
@@ -155,10 +158,36 @@ def apply(model: nn.Module) -> None:
             f"{type(model).__name__} has no configuration: apply MoCa to the Hugging Face model itself, "
             "before it is wrapped"
         )
+    _refuse(model, decoder)
     for layer in decoder.layers:
         layer.moca = ScaleAndShift(decoder.config.hidden_size, next(layer.parameters()).device)
     decoder.module._moca = _Hooks(model, decoder)  # type: ignore[assignment]
     config.moca = True
+
+
+def _refuse(model: nn.Module, decoder: Decoder) -> None:
+    """Raise where no vision token could ever be scaled, instead of changing nothing.
+
+    Raises:
+        MIRError: of the model, with the reason.
+    """
+    name = type(model).__name__
+    # Only classes of transformers themselves say so: those of other packages inherit what they say.
+    says = (
+        getattr(model, "input_modalities", None)
+        if type(model).__module__[:13] == "transformers."
+        else None
+    )
+    if (says is not None and not {"image", "video"} & {says, *says}) or (
+        media_token_ids(model, "audio") and not media_token_ids(model, "image")
+    ):
+        raise MIRError(f"{name} reads no images or videos, so it has no vision tokens for MoCa to scale")
+    if decoder.cross_attends:
+        raise MIRError(
+            f"{name} attends to images by cross-attention, so no vision token stands in its text "
+            "decoder's sequence for MoCa to scale"
+        )
+    refuse_streams_of(decoder)
 
 
 def remove(model: nn.Module) -> None:

@@ -124,6 +124,7 @@ def test_the_public_face() -> None:
         MIRError,
         MIRMeter,
         MIRResult,
+        check,
         measure,
         moca,
         modality_integration_rate,
@@ -131,7 +132,7 @@ def test_the_public_face() -> None:
     from mir_task.callback import MIRCallback
     from mir_task.harness import MIRTask
 
-    public = (LayerResult, MIRError, MIRMeter, MIRResult, measure, modality_integration_rate)
+    public = (LayerResult, MIRError, MIRMeter, MIRResult, check, measure, modality_integration_rate)
     assert {each.__name__ for each in public} | {"__version__"} == set(mir_task.__all__)
     assert all(each.__doc__ for each in (*public, MIRCallback, MIRTask, moca.apply, moca.remove))
     assert re.fullmatch(r"\d+\.\d+\.\d+", mir_task.__version__)

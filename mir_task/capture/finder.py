@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mir_task.capture import arguments
 from mir_task.capture.decoder import MEDIA, Decoder, media_token_ids
 from mir_task.capture.positions import NO_TOKEN, Positions, equal_rows, locate
+from mir_task.capture.streams import refuse_streams
 from mir_task.errors import MIRError
 
 Hook = Callable[..., None]
@@ -44,6 +46,16 @@ class Forward:
         return self._vision[device]
 
 
+class _Embedded:
+    """What was embedded for a forward of the decoder that is to come or running."""
+
+    def __init__(self) -> None:
+        self.ids: list[Tensor] = []
+        """Token ids [n] of each call of the input embedding."""
+        self.rows: list[Tensor] = []
+        """Rows [n, d] of each call of the block around it, where the decoder has one."""
+
+
 class _RunningForward(threading.local):
     """What is known of the forward that runs in this thread."""
 
@@ -51,7 +63,7 @@ class _RunningForward(threading.local):
         self.forward: Forward | None = None
         self.outer_arguments: dict[int, dict[str, Tensor]] = {}
         """Of the modules around the decoder, by their depth."""
-        self.embedded_ids: list[Tensor] = []
+        self.embedded = _Embedded()
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         # Nothing runs in a copy of a model; and no copy of a thread's own could be made.
@@ -87,9 +99,10 @@ class PositionFinder:
         self._lasting = lasting
         self._guard = guard
         self._vision_ids = media_token_ids(model, modality)
+        self._modality = modality
         self._media_ids = {token_id for kind in MEDIA for token_id in media_token_ids(model, kind)}
         self._handles: list[RemovableHandle] = []
-        self._embedded_anywhere: list[Tensor] = []
+        self._embedded_anywhere = _Embedded()
         self._running = _RunningForward()
 
     @property
@@ -111,9 +124,13 @@ class PositionFinder:
         for depth, module in enumerate(decoder.around(model)):
             self._before(module, functools.partial(self._note_outer, depth))
         self._before(decoder.embedding, self._note_embedding)
+        if decoder.block is not None:
+            note = self._guard(self._note_block)
+            self._handles.append(decoder.block.register_forward_hook(note))
         self._before(decoder.module, functools.partial(self._begin, decoder))
         self._handles += keep_all_positions(decoder.module)
-        self._before(decoder.layers[0], functools.partial(self._enter_layers, decoder))
+        for module in (*decoder.before, decoder.layers[0]):
+            self._before(module, functools.partial(self._enter_layers, decoder))
         end = self._guard(self._end)
         self._handles.append(decoder.module.register_forward_hook(end, always_call=True))
 
@@ -130,43 +147,53 @@ class PositionFinder:
     def forget(self) -> None:
         """Forget what broken-off forwards left, and all that was embedded."""
         self._running = _RunningForward()
-        self._embedded_anywhere.clear()
+        self._embedded_anywhere = _Embedded()
+
+    @property
+    def _embedded(self) -> _Embedded:
+        # Adapters that build embeddings do so long before the forward, or in another thread. What
+        # stays on a model cannot keep them all, nor know which of another thread's are no longer needed.
+        return self._running.embedded if self._lasting else self._embedded_anywhere
 
     @property
     def embedded_ids(self) -> list[Tensor]:
         """Ids that were embedded for a forward of the decoder that is to come or running."""
-        # Adapters that build embeddings do so long before the forward, or in another thread. What
-        # stays on a model cannot keep them all, nor know which of another thread's are no longer needed.
-        return self._running.embedded_ids if self._lasting else self._embedded_anywhere
+        return self._embedded.ids
 
     def _note_outer(
         self, depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         # What stands at this depth or below is of a forward that broke off.
         outer = {d: held for d, held in self._running.outer_arguments.items() if d < depth}
-        named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
-        kept = {name: named.get(name) for name in ("input_ids", "attention_mask")}
-        outer[depth] = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        outer[depth] = arguments.kept(args, kwargs)
         self._running.outer_arguments = outer
 
     def _note_embedding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs["input"]
+        ids = args[0] if args else next(iter(kwargs.values()))
+        if ids.dim() > 2:
+            raise MIRError(
+                f"the input embedding is given {ids.shape[-1]} token ids for each position, whose rows "
+                "are added up (of text and of the codes of audio, say): no position is of one modality, "
+                "so MIR is not defined on the model"
+            )
         self.embedded_ids.append(ids.detach().flatten())
+
+    def _note_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        rows = (output[0] if isinstance(output, tuple) else output).detach().flatten(0, -2)
+        # A copy, as the decoder may write into it.
+        self._embedded.rows.append(rows.clone())
 
     def _begin(
         self, decoder: Decoder, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._running.forward = None
-        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        embeds = arguments.get("inputs_embeds")
-        # Named `cache` from transformers 5.24 on, which takes the old name among further arguments.
-        named = {**arguments.get("kwargs", {}), **arguments}
-        past = named.get("cache") or named.get("past_key_values")
-        step = _cached_length(past) > 0
+        given = arguments.named(module, args, kwargs)
+        embeds = given.get("inputs_embeds")
+        step = arguments.cached_length(given) > 0
         if step and self._lasting:
-            step = (arguments["input_ids"] if embeds is None else embeds).shape[1] == 1
-        self._running.forward = Forward(step, {} if step else arguments)
-        if embeds is not None and not step:
+            step = (given["input_ids"] if embeds is None else embeds).shape[1] == 1
+        self._running.forward = Forward(step, {} if step else given)
+        if embeds is not None and not step and decoder.block is None:
             self._locate(decoder, embeds)
 
     def _enter_layers(
@@ -175,13 +202,24 @@ class PositionFinder:
         forward = self.forward
         if forward is None or forward.sequences is not None:
             return
-        if forward.arguments.get("input_ids") is not None:
+        given = [forward.arguments.get(name) for name in ("input_ids", "inputs_embeds")]
+        if (tokens := next((each for each in given if each is not None), None)) is not None:
             # The decoder embeds by itself, and may merge image features by itself.
-            self._locate(decoder, args[0] if args else kwargs["hidden_states"])
+            states = args[0] if args else kwargs.get("hidden_states")
+            if layer is not decoder.layers[0] and (
+                not isinstance(states, Tensor)
+                or states.dim() != 3
+                or states.shape[:2] != tokens.shape[:2]
+            ):
+                return  # another list of as many modules
+            assert isinstance(states, Tensor)
+            if states.dim() > 3:
+                refuse_streams(states.shape, tokens.shape[:2], decoder)
+            self._locate(decoder, states)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         running = self._running
-        running.forward, running.outer_arguments, running.embedded_ids = None, {}, []
+        running.forward, running.outer_arguments, running.embedded = None, {}, _Embedded()
 
     def _locate(self, decoder: Decoder, embeds: Tensor) -> None:
         """Tell the positions of a prefill apart by what enters the first layer."""
@@ -189,11 +227,12 @@ class PositionFinder:
         assert forward is not None
         outer = [*self._running.outer_arguments.values(), forward.arguments]
         shape = tuple(embeds.shape[:2])
-        real = _first_of_shape(outer, "attention_mask", shape)
-        ids = _first_of_shape(outer, "input_ids", shape)
+        real = arguments.padding(outer, shape)
+        ids = arguments.first_of_shape(outer, "input_ids", shape)
+        mask = arguments.position_mask(outer, self._modality, shape)
         # Provenance compares all rows, too slow for every step of a training.
-        known = self._lasting and ids is not None and bool(self._vision_ids)
-        origin = None if known else self._provenance(decoder, embeds)
+        known = self._lasting and (mask is not None or (ids is not None and bool(self._vision_ids)))
+        origin = None if known else self._provenance(decoder, embeds, ids)
         if self._lasting and not known and origin is None:
             raise MIRError(
                 f"{decoder.name or 'the decoder'} received embeddings of {shape[1]} positions, and "
@@ -211,6 +250,7 @@ class PositionFinder:
             locate(
                 real=torch.ones(shape[1], dtype=torch.bool) if real is None else real[row].bool(),
                 outer_ids=None if ids is None else ids[row],
+                mask=None if mask is None else mask[row].bool(),
                 embedded_ids=None if origin is None else origin[row],
                 vision_ids=self._vision_ids,
                 media_ids=self._media_ids,
@@ -220,19 +260,41 @@ class PositionFinder:
         forward.arguments = {}
 
     @torch.no_grad()
-    def _provenance(self, decoder: Decoder, embeds: Tensor) -> Tensor | None:
-        """Token id [batch, L] that the input embedding maps to each row, or NO_TOKEN."""
+    def _provenance(self, decoder: Decoder, embeds: Tensor, given: Tensor | None) -> Tensor | None:
+        """Token id [batch, L] whose embedding each row is, or NO_TOKEN.
+
+        Args:
+            decoder: whose input embedding was seen at work, or was not: then None is returned.
+            embeds: rows [batch, L, d] that enter the decoder.
+            given: token ids [batch, L] if known; of several ids of one embedding, the one that is given.
+        """
         if not self.embedded_ids:
             return None
-        ids = torch.unique(torch.cat([ids.to(embeds.device) for ids in self.embedded_ids]))
-        # Looked up anew: the module's own output may have been overwritten in place since.
-        table = decoder.embedding.forward(ids)
-        # MiniCPM-V scales what the module gives before the decoder sees it.
-        scales = sorted({1, getattr(decoder.config, "scale_emb", 1)})
-        tables = torch.cat([(table * scale).to(embeds.dtype) for scale in scales])
-        rows = embeds.detach().flatten(0, 1)
-        found = equal_rows(rows, tables)
+        ids = torch.cat([ids.to(embeds.device) for ids in self.embedded_ids])
+        if decoder.block is not None:
+            # Its rows depend on where a token stands: one of them for each that was embedded.
+            if sum(map(len, self._embedded.rows)) != len(ids):  # embeddings were made outside of it
+                return None
+            tables = torch.cat(self._embedded.rows).to(embeds)
+            scales = [1]
+        else:
+            ids = torch.unique(ids)
+            # Looked up anew: the module's own output may have been overwritten in place since.
+            table = decoder.embedding.forward(ids)
+            # MiniCPM-V scales what the module gives before the decoder sees it.
+            scales = sorted({1, getattr(decoder.config, "scale_emb", 1)})
+            tables = torch.cat([(table * scale).to(embeds.dtype) for scale in scales])
+        if tables.shape[-1] != embeds.shape[-1]:
+            return torch.full(embeds.shape[:2], NO_TOKEN)
+        found = equal_rows(embeds.detach().flatten(0, 1), tables)
         origin = torch.where(found < 0, NO_TOKEN, ids.repeat(len(scales))[found])
+        if given is not None and decoder.block is None:
+            wanted = given.to(ids).flatten()
+            places = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1) + found // len(ids) * len(
+                ids
+            )
+            alike = (ids[places % len(ids)] == wanted) & (tables[places] == tables[found]).all(1)
+            origin = torch.where((found >= 0) & alike, wanted, origin)
         return origin.cpu().reshape(embeds.shape[:2])
 
 
@@ -252,23 +314,3 @@ def _all_logits(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "logits_to_keep": 0}
-
-
-def _cached_length(past: Any) -> int:
-    """Positions that a key-value cache already holds."""
-    if past is None:
-        return 0
-    if hasattr(past, "get_seq_length"):
-        return int(past.get_seq_length())
-    return int(past[0][0].shape[-2]) if len(past) else 0
-
-
-def _first_of_shape(
-    arguments: Iterable[Mapping[str, Any]], name: str, shape: tuple[int, ...]
-) -> Tensor | None:
-    """The outermost argument of that name and shape; inner modules may have rewritten it."""
-    for candidates in arguments:
-        value = candidates.get(name)
-        if isinstance(value, Tensor) and tuple(value.shape) == shape:
-            return value.detach().cpu()
-    return None

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from mir_task.capture.decoder import Decoder, find_decoder
 from mir_task.capture.finder import PositionFinder, keep_all_positions
 from mir_task.capture.positions import NO_TOKEN, Positions
+from mir_task.capture.streams import refuse_streams
 from mir_task.errors import MIRError
 
 
@@ -39,8 +40,12 @@ class Prefill:
     """bool [L]: came from the vision side, or from audio where that is the modality."""
     text: Tensor
     """bool [L]: real and after the last position of any medium."""
+    markers: Tensor
+    """bool [L]: of the vision positions, marks beside placeholders that the model learned."""
+    discrete: Tensor
+    """bool [L]: of the vision positions, tokens of the vocabulary (the codes of a quantised image)."""
     vision_rule: str
-    """Which rule found the vision positions: "token_ids", "provenance" or "token_ids+provenance"."""
+    """Which rules found the vision positions, joined by "+": "token_ids", "mask", "provenance"."""
     vision_rows: tuple[Tensor, ...]
     """K tensors [vision tokens, d], in the model's dtype, on the devices asked for."""
     text_rows: tuple[Tensor, ...]
@@ -195,7 +200,8 @@ class HiddenStateCapture:
         sequences = [] if forward is None else forward.sequences or []
         found = any(sequence.vision.any() for sequence in sequences)
         layers = self._layers if self.keeps_rows else {}
-        self._running.pending = _PendingForward(sequences, layers) if found else None
+        pending = _PendingForward(sequences, layers, self.decoder) if found else None
+        self._running.pending = pending
 
     def _keep_layer_input(
         self, decoder: Decoder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -246,11 +252,15 @@ class _ThreadState(threading.local):
 class _PendingForward:
     """Hidden states of the sequences of the forward that is running."""
 
-    def __init__(self, sequences: list[Positions], layers: Mapping[int, torch.device]) -> None:
+    def __init__(
+        self, sequences: list[Positions], layers: Mapping[int, torch.device], decoder: Decoder
+    ) -> None:
         self.sequences = {
             row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
         }
         self.layers_run = 0
+        self._shape = len(sequences), len(sequences[0].real)
+        self._decoder = decoder
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
         self._layers = layers
         self._indices: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -258,6 +268,7 @@ class _PendingForward:
     def keep(self, hidden: Tensor) -> None:
         """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
         self.layers_run += 1
+        refuse_streams(hidden.shape, self._shape, self._decoder)
         if self.layers_run not in self._layers:
             return
         for sequence in self.sequences.values():
@@ -293,6 +304,8 @@ class _PendingForward:
                 real=sequence.real,
                 vision=sequence.vision,
                 text=sequence.text,
+                markers=sequence.markers & sequence.vision,
+                discrete=sequence.discrete & sequence.vision,
                 vision_rule=sequence.rule,
                 vision_rows=tuple(layer[row][0] for layer in self.hidden_states),
                 text_rows=tuple(layer[row][1] for layer in self.hidden_states),

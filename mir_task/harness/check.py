@@ -14,17 +14,13 @@ from mir_task.files import written_whole
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
 from mir_task.measuring import plan
+from mir_task.measuring.found import found_by
 from mir_task.measuring.reader import Seen
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
 
 DOCUMENTS = 2
 
-_RULES = {
-    "token_ids": "by their token ids alone: the input embedding was not seen at work",
-    "provenance": "by provenance alone: the model was given no expanded placeholders",
-    "token_ids+provenance": "by token ids and by provenance, which agree",
-}
 _PLACEMENTS = {
     "assistant_loglikelihood": "the text is the assistant's turn of a log-likelihood request",
     "assistant_chat": "the text stands in an assistant turn after the {modality}",
@@ -157,7 +153,7 @@ def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
         traps.append(f"the text was changed on its way: {seen.arrival.changes}")
     return Checked(
         id=document.id,
-        rule=_RULES[seen.prefill.vision_rule],
+        rule=found_by(seen.prefill),
         span=seen.span,
         forwards=seen.forwards,
         traps=traps,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import itertools
 import pickle
 import random
 import re
@@ -16,11 +17,13 @@ from loguru import logger
 from PIL import Image
 from torch import nn
 
+from mir_task.capture.decoder import reading_part
 from mir_task.documents.document import Document, messages
 from mir_task.documents.others import other_row
 from mir_task.documents.pictures import as_seen
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
+from mir_task.measuring.found import Check
 from mir_task.measuring.passes import measure_together
 from mir_task.measuring.plan import device_of
 from mir_task.measuring.processes import on_every_rank, rank, world_size
@@ -70,7 +73,7 @@ def measure(
     with _in_keywords():
         chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
         pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
-        inner = _unwrapped(model)
+        inner = reading_part(_unwrapped(model))
         with on_every_rank():
             documents = list(_share(pairs))
         make = functools.partial(_Processor, inner, processor, chosen, encode)
@@ -82,13 +85,51 @@ def measure(
     return measured.result
 
 
+def check(
+    model: nn.Module,
+    processor: Any,
+    pairs: Iterable[Pair],
+    *,
+    encode: Encode | None = None,
+    **settings: Any,
+) -> Check:
+    """What `measure` would count of a model's sequences, and which rule found it, on two pairs.
+
+    Nothing of the model changes. `print` of what is returned is for a person to read.
+
+    Args:
+        model: as of `measure`.
+        processor: as of `measure`.
+        pairs: of which the first two are run.
+        encode: as of `measure`.
+        settings: as of `measure`, of which `modality` matters.
+
+    Raises:
+        MIRError: MIR cannot be measured, with the reason that `measure` gives.
+    """
+    with _in_keywords():
+        chosen = MeasureSettings.of("check", {"placement": "assistant_chat"} | settings, prefix="")
+        inner = reading_part(_unwrapped(model))
+        reader = _Processor(inner, processor, chosen, encode)
+        some = list(itertools.islice(pairs, 2))
+        documents = [_document(some, row) for row in range(len(some))]
+        if not documents:
+            raise MIRError("check: no pair was given; pass one or two pairs of a medium and a text")
+        with undisturbed(inner), reader.capturing():
+            seen = [reader.see(*both) for both in zip(documents, documents[::-1], strict=True)]
+        return Check.of(reader, seen)
+
+
 def _of_keywords(message: str) -> str:
     """A message in the names of this function's arguments, not in those of a task's keys."""
     message = re.sub(r"[Ss]et mir_text_limit \(words\)[\w ]*", "pass shorter texts", message)
     for name in MeasureSettings.model_fields:
         message = re.sub(rf"\bmir_{name}: (\w+)", rf"{name}=\1", message)
         message = re.sub(rf"\bmir_{name}\b", name, message)
-    return message.replace(" in the task ", " ")
+    message = message.replace(
+        "the options that it was loaded with", "what `encode` or its processor makes"
+    )
+    return message.replace(" in the task ", " ").replace("the adapter", "the processor")
 
 
 @contextlib.contextmanager
@@ -101,6 +142,8 @@ def _in_keywords() -> Iterator[None]:
 
 class _Processor(Reader):
     """Runs documents through a model by its processor's chat template, or by a function."""
+
+    elsewhere = "let `encode`, or the processor's chat template, put it behind the medium"
 
     def __init__(
         self, model: nn.Module, processor: Any, settings: MeasureSettings, encode: Encode | None
@@ -162,16 +205,16 @@ class _Processor(Reader):
 def _share(pairs: Any) -> Iterator[Document]:
     """This process's documents."""
     for row in range(rank(), len(pairs), world_size()):
-        pair = pairs[row]
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
-            raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
-        yield Document(
-            str(row),
-            row,
-            pair[1],
-            functools.partial(_medium, pairs, row),
-            to_other_media=functools.partial(_other_medium, pairs, row) if len(pairs) > 1 else None,
-        )
+        yield _document(pairs, row)
+
+
+def _document(pairs: Any, row: int) -> Document:
+    pair = pairs[row]
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
+        raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
+    other = functools.partial(_other_medium, pairs, row) if len(pairs) > 1 else None
+    to_media = functools.partial(_medium, pairs, row)
+    return Document(str(row), row, pair[1], to_media, to_other_media=other)
 
 
 def _medium(pairs: Any, number: int, row: Any) -> list[Any]:

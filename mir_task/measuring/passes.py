@@ -97,7 +97,14 @@ def measure_together(
             f"{type(run.reader.model).__name__} return no logits, or some that are not finite"
         )
     elif settings.measures_gain and gain is None:
-        run.note(f"caption_gain is N/A: no document has another {settings.modality} than the others")
+        lost = [entry["caption_gain_lost"] for entry in entries if "caption_gain_lost" in entry]
+        why = reasons(lost) or f"no document has another {settings.modality} than the others"
+        if settings.caption_gain:
+            raise MIRError(
+                f"{name}: caption_gain could not be measured ({why}); mir_caption_gain: false measures "
+                "MIR alone"
+            )
+        run.note(f"caption_gain is N/A: {why}")
     rows = {number: layer.rows for number, layer in run.done.items() if layer.rows is not None}
     return Measurement(result, log, run.notes, run.seconds, rows, run.plan())
 

@@ -101,6 +101,9 @@ class Reader:
         self._batches = True
         self._capture: HiddenStateCapture | None = None
 
+    elsewhere = "choose another mir_placement"
+    """What to do where a text does not stand after its medium."""
+
     def send(self, documents: list[Document], placement: str) -> list[str]:
         """Run the model's forwards on documents, and return what went wrong without an exception.
 
@@ -259,7 +262,7 @@ class Reader:
         except NothingArrived:
             return Rejected(
                 f"no token of the document's own text stands after the {self.modality}: it was put "
-                "before it or dropped; choose another mir_placement"
+                f"before it or dropped; {self.elsewhere}"
             )
         except MIRError as error:
             return Rejected(str(error))
@@ -327,10 +330,14 @@ class Reader:
         if reason := call.reason(document.text for document in batch):
             return reason
         if call.forwards[0]:
+            cause = (
+                f"cross-attention, or the {self.modality} was dropped"
+                if self.decoder.cross_attends
+                else f"the {self.modality} was dropped, or the model reads none"
+            )
             return (
                 f"{type(self.model).__name__} has no {TOKENS[self.modality]} tokens in its text "
-                f"decoder's sequence (cross-attention, or the {self.modality} was dropped), so MIR is "
-                "not defined on it"
+                f"decoder's sequence ({cause}), so MIR is not defined on it"
             )
         cause = "; ".join(call.complaints) or "it reported nothing"
         return f"{self.name} ran no forward of its model ({cause})"

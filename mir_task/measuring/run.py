@@ -10,6 +10,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
+from mir_task.capture.hooks import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.log import DocumentLog, named
@@ -153,6 +154,7 @@ class _Counting:
             "text_changes": seen.arrival.changes,
             "text_span": seen.span,
             "vision_rule": prefill.vision_rule,
+            **_special(prefill),
             "traps": list(seen.traps),
         }
         if (caption := Caption.of(seen, reader.tokenizer)) is not None:
@@ -263,6 +265,15 @@ class Caption(NamedTuple):
         if not len(losses) or not losses.isfinite().all():
             return None
         return cls(seen.prefill.text_ids[own], losses)
+
+
+def _special(prefill: Prefill) -> dict[str, int]:
+    """Of the vision tokens, how many are markers or tokens of the vocabulary; nothing where none are."""
+    counts = {
+        "vision_markers": int(prefill.markers.sum()),
+        "vision_discrete": int(prefill.discrete.sum()),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 _SKIP_HINT = "(`mir_on_error: skip` in the task leaves such documents out and reports them)"

@@ -266,3 +266,24 @@ def test_the_original_llava_by_its_own_functions(checkpoints, tmp_path) -> None:
     pairs = evaluate.pairs_of(task)
     result = mir_task.measure(model, tokenizer, pairs, encode=encode, groups=3, bars=False)
     assert result.mir == pytest.approx(evaluate.report(tmp_path)["mir"], abs=1e-5)
+
+
+def test_a_text_before_the_medium_is_told_in_the_words_of_the_library(llava_model, pairs) -> None:
+    model, processor = llava_model
+
+    def encode(image, text):
+        return processor(images=image, text=f"{text}\n<image>\nyes", return_tensors="pt")
+
+    for act in (mir_task.measure, mir_task.check):
+        with pytest.raises(
+            MIRError, match="let `encode`, or the processor's chat template, put it behind"
+        ):
+            act(model, processor.tokenizer, pairs, encode=encode)
+
+
+def test_a_check_says_what_a_measurement_would_count(llava_model, pairs) -> None:
+    model, processor = llava_model
+    first, _ = mir_task.check(model, processor, iter(pairs)).documents
+    assert (first.vision, first.found_by) == (16, "by token ids and by provenance, which agree")
+    assert pairs[0][1] in first.span
+    assert not any(module._forward_pre_hooks for module in model.modules())
