@@ -92,8 +92,6 @@ class LayerResult(_Numbers):
     neighbour_overlap: float | None = None
     """Share of each document's 10 nearest neighbours that its mean vision and mean text row have in
     common."""
-    neighbour_overlap_stderr: float | None = None
-    """Standard error of `neighbour_overlap` by the delete-one-document jackknife."""
     token_cosine: float | None = None
     """Mean cosine of a vision and a text token, of up to 1024 tokens of each modality."""
     best_token_cosine: float | None = None
