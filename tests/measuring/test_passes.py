@@ -63,7 +63,8 @@ def test_layers_whose_rows_do_not_fit_have_theirs_in_later_passes(adapter, tmp_p
     ]
     assert in_passes["plan"]["room_gib"] == {"cpu": room}
     assert in_passes["plan"]["places"] == dict.fromkeys("0123", "cpu")
-    assert all(each["gib"]["cpu"] <= room for each in in_passes["plan"]["passes"])
+    taken = [each["gib"]["cpu"] for each in in_passes["plan"]["passes"]]
+    assert max(taken) <= round(room, 3) + 1e-3  # they are rounded
     (note,) = in_passes["warnings"]
     assert "the rows of 4 layers, the decoder's input among them, do not fit into" in note
     assert "so the documents run 3 times, keeping rows of up to 2 layers each" in note
