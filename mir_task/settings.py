@@ -17,6 +17,9 @@ Modality = Literal["image", "video", "audio"]
 TOKENS: dict[str, str] = {"image": "vision", "video": "video", "audio": "audio"}
 """What the tokens of a modality are called where a person reads of them."""
 
+Extra = Literal["cka", "neighbours", "token_cosine", "sliced_wasserstein", "mmd", "entropy_rank"]
+"""Measures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
+
 Placement = Literal["assistant_loglikelihood", "assistant_chat", "user_generate"]
 """Where a document's text stands in the prompt.
 
@@ -65,8 +68,8 @@ class MeasureSettings(BaseModel):
     not given."""
     sample_rows: int = Field(default=0, ge=0, le=1024)
     """Rows a layer and modality that are written beside the side file, for `mir-task plot --tokens`."""
-    extras: tuple[Literal["cka", "mmd", "entropy_rank"], ...] = ()
-    """Figures of each layer that take more than its means and covariances; see docs/diagnostics.md."""
+    extras: tuple[Extra, ...] = ()
+    """Further measures of each layer."""
     caption_ppl: bool = False
     """Whether the loss and perplexity of the documents' own texts are taken from the same forwards."""
     caption_gain: bool | None = None

@@ -3,7 +3,7 @@
 It hooks the model, and keeps one `Prefill` for every sequence of every prefill forward.
 
 Layer k's hidden states are what layer k + 1 receives, and the decoder's output (after the final norm)
-for the last layer k = K.
+for the last layer k = K. So those of "layer 0" are the decoder's input.
 
 Where the vision tokens stand, `mir_task.capture.positions` finds.
 """
@@ -69,8 +69,8 @@ class HiddenStateCapture:
 
     Args:
         model: of any class, with a text decoder and an input embedding.
-        layers: 1-based numbers of the decoder layers whose rows are kept, and the device on which;
-            all layers, on the CPU, where None.
+        layers: 1-based numbers of the decoder layers whose rows are kept, and the device on which; 0
+            for the decoder's input. Layers 1 to K, on the CPU, where None.
         modality: whose tokens count as vision: "image", "video" (the same as "image") or "audio".
         replicas: further copies of the model that may run in its place.
         losses: whether the losses of the text tokens are kept too. The model then computes the logits
@@ -208,7 +208,7 @@ class HiddenStateCapture:
     ) -> None:
         if layer is decoder.layers[0]:
             self._start()
-        elif (pending := self._running.pending) is not None:
+        if (pending := self._running.pending) is not None:
             pending.keep(args[0] if args else kwargs["hidden_states"])
 
     def _finish(self, decoder: Decoder, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -216,9 +216,9 @@ class HiddenStateCapture:
         pending, running.pending = running.pending, None
         if pending is not None:
             pending.keep(output[0] if isinstance(output, tuple) else output.last_hidden_state)
-            if pending.layers_run != len(decoder.layers):
+            if pending.number != len(decoder.layers):
                 raise MIRError(
-                    f"{decoder.name} ran {pending.layers_run} of its "
+                    f"{decoder.name} ran {pending.number} of its "
                     f"{len(decoder.layers)} layers in one forward"
                 )
             self._running.finished = {
@@ -258,7 +258,8 @@ class _PendingForward:
         self.sequences = {
             row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
         }
-        self.layers_run = 0
+        self.number = -1
+        """Of the layer whose hidden states came last; the first are the decoder's input, of layer 0."""
         self._shape = len(sequences), len(sequences[0].real)
         self._decoder = decoder
         self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
@@ -267,18 +268,18 @@ class _PendingForward:
 
     def keep(self, hidden: Tensor) -> None:
         """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
-        self.layers_run += 1
+        self.number += 1
         refuse_streams(hidden.shape, self._shape, self._decoder)
-        if self.layers_run not in self._layers:
+        if self.number not in self._layers:
             return
         for sequence in self.sequences.values():
             if hidden.shape[1] != len(sequence.real):
                 raise MIRError(
                     f"{hidden.shape[1]} of the {len(sequence.real)} positions are left after decoder "
-                    f"layer {self.layers_run}: the model drops positions on the way, so MIR is not "
+                    f"layer {self.number}: the model drops positions on the way, so MIR is not "
                     "defined on its layers"
                 )
-        device = self._layers[self.layers_run]
+        device = self._layers[self.number]
         self.hidden_states.append(
             {
                 row: (_rows(hidden[row], vision, device), _rows(hidden[row], text, device))

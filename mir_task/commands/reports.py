@@ -16,15 +16,17 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 NEW_PATH = click.Path(file_okay=False, path_type=Path)
 DIAGNOSTICS = (
-    *("share", "norm_ratio", "centroid_distance", "mean_cosine", "participation_ratio"),
-    *("effective_rank", "cka", "mmd2"),
+    *("share", "norm_ratio", "centroid_distance", "mean_cosine", "rms_norm", "trace"),
+    *("scale_free_distance", "bures_angle", "participation_ratio", "effective_rank", "cka"),
+    *("neighbour_overlap", "token_cosine", "sliced_wasserstein", "mmd2"),
 )
 
 
 def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Numbers from a text with commas between them."""
+    """Numbers from a text with commas between them; 0 is one of a layer alone."""
     parts = value.split(",") if value else []
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
+    least = 0 if parameter.name == "layers" else 1
+    if not all(part.strip().isdecimal() and int(part) >= least for part in parts):
         raise click.BadParameter(f"{value!r} is no list of numbers such as 10,100")
     return tuple(int(part) for part in parts)
 
@@ -138,7 +140,9 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     help="Tokens of a run with mir_sample_rows (.npz), drawn in two dimensions instead.",
 )
 @click.option(
-    "--layers", callback=numbers, help="Of --tokens; the first, the middle and the last if left out."
+    "--layers",
+    callback=numbers,
+    help="Of --tokens, 0 for the decoder's input; the first, the middle and the last if left out.",
 )
 @click.option("--method", type=click.Choice(("pca", "tsne")), default="pca", help="Of --tokens.")
 def plot(

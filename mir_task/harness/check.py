@@ -138,6 +138,7 @@ def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: li
     lines = [*place.notes, *([plan.passes_note(place, room, passes)] if len(passes) > 1 else [])]
     for number, each in enumerate(passes, start=1):
         kept = f"{each.keeps} of {len(each.layers)} layers" if each.layers else "norms and samples"
+        kept += ", one of them the decoder's input" if 0 in each.layers else ""
         taken = " and ".join(f"{size / GIB:.3g} GiB on {device}" for device, size in each.bytes.items())
         lines.append(f"pass {number} of {count} documents: {kept}, {taken}")
     computing = max(shape.computing(place.groups, device) for device in place.devices.values()) / GIB

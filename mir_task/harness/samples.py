@@ -114,7 +114,7 @@ def samples(
         Sample(n, size): frozenset(order[:size]) for n, order in enumerate(orders) for size in sizes
     }
     layers: dict[Sample, list[LayerResult]] = {sample: [] for sample in members}
-    devices = plan.layer_devices(adapter.decoder)
+    devices = {number: d for number, d in plan.layer_devices(adapter.decoder).items() if number}
     room = plan.room_for(devices.values(), memory, memory)
     place = plan.choose_places(devices, plan.shape(adapter.decoder), room, 0)
     for note in place.notes:

@@ -88,8 +88,12 @@ class Pass(NamedTuple):
 
 
 def layer_devices(decoder: Decoder) -> dict[int, torch.device]:
-    """Device on which each decoder layer runs, by its 1-based number."""
-    return {number: device_of(layer) for number, layer in enumerate(decoder.layers, start=1)}
+    """Device on which each decoder layer runs, by its 1-based number.
+
+    The decoder's input counts as one more, layer 0, on the device of the first.
+    """
+    devices = {number: device_of(layer) for number, layer in enumerate(decoder.layers, start=1)}
+    return {0: devices[1], **devices}
 
 
 def shape(decoder: Decoder) -> Shape:
@@ -214,8 +218,11 @@ def passes_note(place: Places, room: Room, passes: Sequence[Pass]) -> str:
         f"{room.on(d):.3g} GiB of {d}" for d in sorted(set(place.devices.values()), key=str)
     )
     way = "sums, counting medians," if any(p.keeps == "sums" for p in passes[1:]) else "rows"
+    count = f"{len(place.devices)} layers" + (
+        ", the decoder's input among them," if 0 in place.devices else ""
+    )
     note = (
-        f"the rows of {len(place.devices)} layers do not fit into {sizes}, so the documents run "
+        f"the rows of {count} do not fit into {sizes}, so the documents run "
         f"{len(passes)} times, keeping {way} of up to {max(len(p.layers) for p in passes)} layers each"
     )
     helps = ["raise mir_accelerator_memory or mir_host_memory (GiB)"]

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.metric.diagnostics import cosine, effective_rank, participation_ratio
+from mir_task.metric.diagnostics import cosine, participation_ratio, rms_norm
 from mir_task.metric.frechet import FrechetTerms, Gaussian, frechet_terms
-from mir_task.result import LayerResult, MIRResult
+from mir_task.result import LayerResult, MIRResult, scale_free
 
 OUTLIER_RULES = ("replace", "drop")
 
@@ -161,22 +161,19 @@ def text_centric_terms(
     return scaled, terms
 
 
-def layer_result(
-    layer: int, vision: Modality, text: Modality, *, entropy: bool = False
-) -> tuple[LayerResult, FrechetTerms]:
+def layer_result(layer: int, vision: Modality, text: Modality) -> tuple[LayerResult, FrechetTerms]:
     """One layer's result, and the terms of its distance before the division by the text norm.
 
     Args:
         layer: number of the layer.
         vision: its vision tokens.
         text: its text tokens.
-        entropy: whether the effective ranks by entropy are computed.
 
     Raises:
         MIRError: as `text_centric_terms`.
     """
     terms, raw = text_centric_terms(layer, vision, text)
-    ranks = [effective_rank(tokens.gaussian) if entropy else None for tokens in (vision, text)]
+    scale, (a, b) = 1 / text.norm, (vision.gaussian, text.gaussian)
     result = LayerResult(
         layer=layer,
         frechet=terms.distance,
@@ -184,7 +181,7 @@ def layer_result(
         frechet_published_fast=terms.mean + terms.traces - 2 * terms.product,
         mean_term=terms.mean,
         covariance_term=terms.covariance,
-        text_scale=1 / text.norm,
+        text_scale=scale,
         vision_tokens=vision.tokens,
         text_tokens=text.tokens,
         vision_outliers=vision.outliers,
@@ -192,21 +189,39 @@ def layer_result(
         vision_norm=vision.norm,
         text_norm=text.norm,
         dimensions=len(text.gaussian.mean),
-        mean_cosine=cosine(vision.gaussian.mean, text.gaussian.mean),
-        vision_participation_ratio=participation_ratio(vision.gaussian),
-        text_participation_ratio=participation_ratio(text.gaussian),
-        vision_effective_rank=ranks[0],
-        text_effective_rank=ranks[1],
+        vision_rms_norm=rms_norm(a),
+        text_rms_norm=rms_norm(b),
+        vision_trace=a.trace() * scale**2,
+        text_trace=b.trace() * scale**2,
+        mean_product=float(a.mean @ b.mean) * scale**2,
+        mean_cosine=cosine(a.mean, b.mean),
+        vision_participation_ratio=participation_ratio(a),
+        text_participation_ratio=participation_ratio(b),
     )
     return result, raw
+
+
+class LeftOut(NamedTuple):
+    """One layer's distances over all documents but those of one group."""
+
+    frechet: float
+    scale_free: float | None
+    """None where all tokens of a modality are zero."""
+
+    @classmethod
+    def of(cls, layer: int, vision: Modality, text: Modality, near: FrechetTerms) -> "LeftOut":
+        """From the tokens of these documents; arguments and errors as of `text_centric_terms`."""
+        distance = text_centric_terms(layer, vision, text, near)[0].distance
+        norms = (rms_norm(tokens.gaussian) / text.norm for tokens in (vision, text))
+        return cls(distance, scale_free(distance, *norms))
 
 
 class ComputedLayer(NamedTuple):
     """One decoder layer, with what only `MIRMeter` knows of it."""
 
     result: LayerResult
-    left_out: tuple[float, ...] = ()
-    """F_k of all documents but those of one group, for each group."""
+    left_out: tuple[LeftOut, ...] = ()
+    """For each group of documents."""
     rows: tuple[Tensor, Tensor] | None = None
     """Raw rows [n, d] of some vision and some text tokens, where they were asked for."""
 
@@ -215,13 +230,14 @@ def result_of_layers(layers: Iterable[ComputedLayer], outliers: str) -> MIRResul
     """The result of all layers together.
 
     Args:
-        layers: in any order.
+        layers: in any order; that of number 0 is the decoder's input.
         outliers: the rule that was applied.
 
     Raises:
         MIRError: the sum of distances is zero to the precision of the arithmetic.
     """
-    ordered = sorted(layers, key=lambda layer: layer.result.layer)
+    found = sorted(layers, key=lambda layer: layer.result.layer)
+    ordered = [layer for layer in found if layer.result.layer > 0]
     results = tuple(layer.result for layer in ordered)
     total = sum(layer.frechet for layer in results)
     if total <= 4 * sum(layer.frechet_error or 0 for layer in results):
@@ -230,8 +246,14 @@ def result_of_layers(layers: Iterable[ComputedLayer], outliers: str) -> MIRResul
             "vision and text tokens are the same, so MIR = log10(0) does not exist; "
             "check that the two sets of tokens are not one set passed twice"
         )
-    left_out = tuple(zip(*(layer.left_out for layer in ordered), strict=True))
-    return MIRResult(layers=results, outliers=outliers, leave_one_group_out=left_out)
+    groups = list(zip(*(layer.left_out for layer in ordered), strict=True))
+    return MIRResult(
+        layers=results,
+        input_layer=next((layer.result for layer in found if layer.result.layer == 0), None),
+        outliers=outliers,
+        leave_one_group_out=tuple(tuple(of.frechet for of in group) for group in groups),
+        scale_free_leave_one_group_out=tuple(tuple(of.scale_free for of in group) for group in groups),
+    )
 
 
 def modality_integration_rate(

@@ -7,13 +7,14 @@ the same once more.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
+from mir_task.reports.panels import DIAGNOSTICS, DISTANCE, NORMS, TERMS, TEXT, UNIT, VISION, Panel
 from mir_task.reports.side_file import SideFile, read_side_file
 from mir_task.result import MIRResult
 from mir_task.settings import TOKENS
@@ -24,56 +25,10 @@ TokenRows = Mapping[int, tuple[Numbers, Numbers]]
 
 ENDINGS = (".png", ".svg")
 METHODS = ("pca", "tsne")
-VISION, TEXT = "#D55E00", "#0072B2"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dv*P<"  # not as many as colours, so that both together say more
 _LINES = ("-", "--", ":")
 _PERPLEXITY = 30
-
-
-class _Curve(NamedTuple):
-    """A key of a layer in `MIRResult.to_dict`; its colour is for where one model has a panel alone."""
-
-    key: str
-    label: str
-    colour: str
-
-
-class _Panel(NamedTuple):
-    label: str
-    curves: tuple[_Curve, ...]
-    log: bool = True
-
-
-_DISTANCE = _Curve("frechet", "$F_k$", "#000000")
-_TERMS = (
-    _Curve("mean_term", "mean term", "#009E73"),
-    _Curve("covariance_term", "covariance term", "#CC79A7"),
-)
-_UNIT = "(text norm = 1)"
-
-
-def _of_both(key: str, label: str) -> _Panel:
-    tokens = (("vision", "{tokens} tokens", VISION), ("text", "text tokens", TEXT))
-    return _Panel(label, tuple(_Curve(f"{of}_{key}", name, colour) for of, name, colour in tokens))
-
-
-def _single(key: str, label: str, *, log: bool = True) -> _Panel:
-    return _Panel(label, (_Curve(key, label, "#000000"),), log)
-
-
-_NORMS = _of_both("norm", "mean L2 norm")
-DIAGNOSTICS = {
-    "share": _single("share", "share of the sum of distances", log=False),
-    "norm_ratio": _single("norm_ratio", "{tokens} norm / text norm"),
-    "centroid_distance": _single("centroid_distance", f"distance of the means {_UNIT}"),
-    "mean_cosine": _single("mean_cosine", "cosine of the means", log=False),
-    "participation_ratio": _of_both("participation_ratio", "participation ratio"),
-    "effective_rank": _of_both("effective_rank", "effective rank"),
-    "cka": _single("cka", "linear CKA of documents", log=False),
-    "mmd2": _single("mmd2", "squared MMD", log=False),
-}
-"""What `draw_layers` can draw beside distances and norms; fields are in `docs/diagnostics.md`."""
 
 
 def draw_layers(
@@ -85,6 +40,8 @@ def draw_layers(
     diagnostic: str | None = None,
 ) -> None:
     """Draw F_k and its two terms, the raw norms of both modalities and a diagnostic over the layers.
+
+    A diagnostic is drawn of the decoder's input too, as layer 0, where it was measured.
 
     Args:
         results: to draw over each other, by their labels.
@@ -98,24 +55,24 @@ def draw_layers(
     """
     alone = len(results) == 1
     distances = (
-        [_Panel(f"Fréchet distance {_UNIT}", (_DISTANCE, *_TERMS))]
+        [Panel(f"Fréchet distance {UNIT}", (DISTANCE, *TERMS))]
         if alone
         else [
-            _Panel(f"Fréchet distance $F_k$ {_UNIT}", (_DISTANCE,)),
-            _Panel(f"terms of $F_k$ {_UNIT}", _TERMS),
+            Panel(f"Fréchet distance $F_k$ {UNIT}", (DISTANCE,)),
+            Panel(f"terms of $F_k$ {UNIT}", TERMS),
         ]
     )
-    panels = [*distances, _NORMS, *([DIAGNOSTICS[diagnostic]] if diagnostic else [])]
-    layers = {label: result.to_dict()["layers"] for label, result in results.items()}
-    for panel, (label, of_model) in itertools.product(panels, layers.items()):
-        if any(layer[curve.key] is None for curve in panel.curves for layer in of_model):
+    panels = [*distances, NORMS, *([DIAGNOSTICS[diagnostic]] if diagnostic else [])]
+    contents = {label: result.to_dict() for label, result in results.items()}
+    for panel, (label, content) in itertools.product(panels, contents.items()):
+        if any(layer[curve.key] is None for curve in panel.curves for layer in content["layers"]):
             raise MIRError(
                 f"{label}: the side file lacks {diagnostic} (an older one, or without mir_extras): "
                 f"measure again, or choose another --diagnostic of {', '.join(DIAGNOSTICS)}"
             )
     figure, all_axes = _figure(len(panels), columns=len(panels) if alone else 2)
     for axes, panel in zip(all_axes, panels, strict=True):
-        for n, of_model in enumerate(layers.values()):
+        for n, of_model in enumerate(panel.layers(content) for content in contents.values()):
             for curve, line in zip(panel.curves, _LINES, strict=False):
                 axes.plot(
                     [layer["layer"] for layer in of_model],
@@ -208,7 +165,8 @@ def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method:
     Args:
         source: what `write_rows` wrote.
         path: of the image file, PNG or SVG by its ending.
-        layers: their numbers; the first, the middle and the last where none is given.
+        layers: their numbers, 0 for the decoder's input; the first, the middle and the last decoder
+            layer where none is given.
         method: of `METHODS`: principal components of both modalities together, or t-SNE.
 
     Raises:
@@ -254,7 +212,8 @@ def _read_rows(source: Path, layers: Sequence[int]) -> tuple[str, str, TokenRows
             "which writes such a file beside the side file"
         ) from None
     with file:
-        chosen = layers or sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+        known = [number for number in numbers if number > 0]
+        chosen = layers or sorted({known[0], known[len(known) // 2], known[-1]})
         missing = [str(number) for number in chosen if number not in numbers]
         if missing:
             raise MIRError(
@@ -298,7 +257,7 @@ def _figure(panels: int, *, columns: int, side: float = 4.4) -> tuple[Any, list[
     return figure, list(axes[:panels])
 
 
-def _legend_of_curves(axes: Any, panel: _Panel, tokens: str, alone: bool) -> None:
+def _legend_of_curves(axes: Any, panel: Panel, tokens: str, alone: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -326,7 +285,7 @@ def _legend_of_models(figure: Any, names: Iterable[str]) -> None:
     figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=1)
 
 
-def _scale(axes: Any, panel: _Panel) -> None:
+def _scale(axes: Any, panel: Panel) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if panel.log:

@@ -15,12 +15,13 @@ from torch import Tensor
 from mir_task.errors import MIRError
 from mir_task.metric.definition import (
     ComputedLayer,
+    LeftOut,
     Modality,
     check_enough,
     layer_result,
-    text_centric_terms,
 )
-from mir_task.metric.diagnostics import linear_cka, mmd2
+from mir_task.metric.extras import figures, need
+from mir_task.metric.extras.offer import Offer
 from mir_task.metric.precision import root_dtype
 from mir_task.statistics import medians
 from mir_task.statistics.sample import SAMPLE, SampleChoice
@@ -70,7 +71,7 @@ class Layer(NamedTuple):
 
     tokens: Sequence[Tokens | Sums]
     means: list[tuple[Tensor, Tensor]]
-    """Mean rows [d] of each document's vision and text tokens, where CKA needs them."""
+    """Mean rows [d] of each document's vision and text tokens, where a measure needs them."""
 
 
 def learn(
@@ -92,7 +93,7 @@ def learn(
     Raises:
         MIRError: on every process alike, when a layer has fewer than 2 tokens of a modality.
     """
-    keep = SAMPLE if "mmd" in options.extras else options.sample_rows
+    keep = SAMPLE if need(options.extras, "sample") else options.sample_rows
     orders = [_lowest(processes.gather(choice.priorities)) for choice in choices]
     known = {}
     for number, tokens in layers.items():
@@ -252,10 +253,10 @@ def _measured(
     """A layer's distance, and those without the documents of one group each.
 
     Args:
-        number: of the layer, from 1.
+        number: of the layer.
         sums: of its vision and text tokens.
         middles: medians [d] of each, or None for those of the sums' counts.
-        means: mean rows of each document's tokens, for CKA.
+        means: mean rows of each document's tokens, where a measure needs them.
         left_out: groups to leave out one at a time. Outliers are those among all tokens.
         options: of the computation.
     """
@@ -270,15 +271,13 @@ def _measured(
             text._replace(gaussian=text.gaussian.to(dtype)),
         )
 
-    result, terms = layer_result(number, *modalities(None), entropy="entropy_rank" in options.extras)
-    if "cka" in options.extras:
-        cka = linear_cka(*map(torch.stack, zip(*means, strict=True)))
-        result = result.model_copy(update={"cka": cka})
-    rows, (vision, text) = None, (tokens.known.sample for tokens in sums)
-    if vision is not None and text is not None:
-        if "mmd" in options.extras:
-            result = result.model_copy(update={"mmd2": mmd2(vision, text)})
-        if count := options.sample_rows:
-            rows = (vision[:count], text[:count])
-    scaled = (text_centric_terms(number, *modalities(group), near=terms)[0] for group in left_out)
-    return ComputedLayer(result, tuple(terms.distance for terms in scaled), rows)
+    whole = modalities(None)
+    result, terms = layer_result(number, *whole)
+    sample = (sums[0].known.sample, sums[1].known.sample)
+    offer = Offer((whole[0].gaussian, whole[1].gaussian), whole[1].norm, means, sample)
+    result = result.model_copy(update=figures(options.extras, offer))
+    rows = None
+    if (count := options.sample_rows) and sample[0] is not None and sample[1] is not None:
+        rows = (sample[0][:count], sample[1][:count])
+    others = (LeftOut.of(number, *modalities(group), near=terms) for group in left_out)
+    return ComputedLayer(result, tuple(others), rows)

@@ -13,6 +13,7 @@ from mir_task.metric.definition import (
     result_of_layers,
     token_norms,
 )
+from mir_task.metric.extras import EXTRAS, need
 from mir_task.result import MIRResult
 from mir_task.statistics.finish import (
     MODALITIES,
@@ -51,13 +52,12 @@ class MIRMeter:
             hardly multiply float64 for float32 where that is precise enough.
         memory: GiB for rows on each device, or by device; half of what is free when the first document
             comes if None.
-        numbers: 1-based numbers of the decoder layers whose rows `update` is given; all, from the
-            first, when None.
+        numbers: 1-based numbers of the decoder layers whose rows `update` is given, and 0 for the
+            decoder's input; all, from 1, when None.
         known: what a first pass over the same documents found, by layer number: rows of these layers
             are added up and not kept, and others are not counted.
         sample_rows: raw rows of each modality and layer that come with a result, 1024 at most.
-        extras: `"cka"`, `"mmd"` and `"entropy_rank"`, figures of a layer that take more than its means
-            and covariances.
+        extras: names of further measures of each layer, of `mir_task.metric.extras.EXTRAS`.
 
     Raises:
         MIRError: an argument that does not fit.
@@ -78,6 +78,8 @@ class MIRMeter:
         check_outlier_rule(outliers)
         if groups < 0 or groups == 1:
             raise MIRError(f"groups must be 0 (no standard error) or at least 2, got {groups}")
+        if unknown := set(extras) - EXTRAS.keys():
+            raise MIRError(f"extras must be of {', '.join(EXTRAS)}, got {', '.join(sorted(unknown))}")
         self.options = Options(outliers, groups, dtype, sample_rows, tuple(extras))
         self.numbers = None if numbers is None else tuple(numbers)
         self.known = dict(known or {})
@@ -88,7 +90,7 @@ class MIRMeter:
         self.sums: dict[int, list[Sums]] = {n: self._no_sums(of) for n, of in self.known.items()}
         """Of vision and text tokens of each layer known, in a second pass."""
         self.means: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        """Mean vision and text rows [d] of each document, by layer, where CKA needs them."""
+        """Mean vision and text rows [d] of each document, by layer, where a measure needs them."""
         self.measured: dict[int, ComputedLayer] = {}
         """Layers that the first pass has measured, where this is a second one."""
         self._first: frozenset[DocumentId] | None = None
@@ -148,7 +150,7 @@ class MIRMeter:
         for number, of_layer in self.sums.items():
             for sums, part, own in zip(of_layer, *layers[number], strict=True):
                 sums.add(part, own, group)
-        for number, (pair, _) in layers.items() if "cka" in self.options.extras else ():
+        for number, (pair, _) in layers.items() if need(self.options.extras, "means") else ():
             vision, text = (part.float().mean(0) for part in pair)
             self.means.setdefault(number, []).append((vision, text))
         self.documents[document_id] = group

@@ -109,6 +109,18 @@ def test_rows_are_the_hidden_states(model, processor) -> None:
     assert not any(rows.requires_grad for rows in prefill.text_rows)
 
 
+def test_layer_0_is_the_decoder_s_input(model, processor) -> None:
+    encoded = inputs(processor, [TEXTS["long"]])
+    with torch.no_grad():
+        states = model(**encoded, output_hidden_states=True).hidden_states
+        with HiddenStateCapture(model, dict.fromkeys((0, 2), torch.device("cpu"))) as capture:
+            model(**encoded)
+    (prefill,) = capture.take()
+    for kept, mask in ((prefill.vision_rows, prefill.vision), (prefill.text_rows, prefill.text)):
+        for rows, wanted in zip(kept, (states[0], states[2]), strict=True):
+            torch.testing.assert_close(rows, wanted[0][mask], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_several_rows_with_padding(model, processor, padding_side: str) -> None:
     encoded = inputs(processor, TEXTS.values(), padding_side=padding_side)

@@ -28,7 +28,7 @@ def test_says_in_words_what_is_measured(llava) -> None:
         "placement  assistant_chat: the text stands in an assistant turn after the image",
         "vision     16 tokens, found by token ids and by provenance, which agree",
         "forwards   1 prefill, 0 decode steps",
-        "plan       pass 1 of 100 documents: rows of 3 layers, 0.0",
+        "plan       pass 1 of 100 documents: rows of 4 layers, one of them the decoder's input, 0.0",
     ):
         assert line in result.output
     assert len(re.findall(r"^document ", result.output, re.MULTILINE)) == 2
@@ -45,7 +45,8 @@ def test_says_when_the_documents_run_several_times(llava, tmp_path) -> None:
     result = checked(*arguments(llava), *short)
     assert result.exit_code == 0, result.output
     passes = re.findall(r"^plan +pass \d of 100 documents: (.*), ", result.output, re.MULTILINE)
-    assert passes == ["norms and samples", "sums of 2 layers", "sums of 1 layers"]
+    first = "sums of 2 layers, one of them the decoder's input"
+    assert passes == ["norms and samples", first, "sums of 2 layers"]
     assert "so the documents run 3 times, keeping sums, counting medians, of up to 2" in result.output
 
 

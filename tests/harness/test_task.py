@@ -276,7 +276,7 @@ class TestBadInput:
         checkpoint = make_llava(tmp_path / "tiny", hidden_size=32, layers=2, image_size=14)
         self.fails(
             evaluate.load(checkpoint),
-            r"layer 1: 1 vision token\(s\); .* more documents",
+            r"layer 0: 1 vision token\(s\); .* more documents",
             mir_documents=1,
             mir_groups=0,
         )

@@ -1,6 +1,7 @@
 """`mir_task.measure` against the harness, and what it leaves of a model."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import mir_task
+from mir_task import LayerResult
 from mir_task.errors import MIRError
 from tests import adapters
 from tests.support import evaluate
@@ -70,18 +72,18 @@ def pairs():
     return evaluate.pairs_of(evaluate.task(mir_documents=4))
 
 
-def independent(model, calls) -> float:
-    """MIR of a model's calls, each with one image, by `output_hidden_states`."""
+def independent(model, calls) -> list[LayerResult]:
+    """Of the decoder's input and all layers in a model's calls, each with one image."""
     vision, text = [], []
     for call in calls:
         with torch.no_grad():
-            states = model(**call, output_hidden_states=True).hidden_states[1:]
+            states = model(**call, output_hidden_states=True).hidden_states
         is_vision = call["input_ids"][0] == model.config.image_token_id
         after = torch.arange(len(is_vision)) > is_vision.nonzero().max()
         vision.append([state[0][is_vision] for state in states])
         text.append([state[0][after] for state in states])
     pooled = [[torch.cat(layer) for layer in zip(*of, strict=True)] for of in (vision, text)]
-    return mir_task.modality_integration_rate(*pooled).mir
+    return list(mir_task.modality_integration_rate(*pooled).layers)
 
 
 def test_a_prompt_of_ones_own(llava_model, pairs) -> None:
@@ -91,8 +93,13 @@ def test_a_prompt_of_ones_own(llava_model, pairs) -> None:
         return processor(images=image, text=f"<image>\n{text}</s>", return_tensors="pt")
 
     result = mir_task.measure(model, processor.tokenizer, pairs, encode=encode, groups=0, bars=False)
-    wanted = independent(model.eval(), [encode(*pair) for pair in pairs])
-    assert result.mir == pytest.approx(wanted, abs=1e-6)
+    first, *others = independent(model.eval(), [encode(*pair) for pair in pairs])
+    assert result.mir == pytest.approx(math.log10(sum(layer.frechet for layer in others)), abs=1e-6)
+    assert result.input_layer is not None
+    assert result.input_layer.layer == 0
+    for name, value in first.to_dict().items():
+        if value is not None and name not in ("layer", "frechet_error"):
+            assert getattr(result.input_layer, name) == pytest.approx(value, rel=1e-5), name
     assert result.mir != pytest.approx(mir_task.measure(*llava_model, pairs, bars=False).mir, abs=1e-3)
 
 

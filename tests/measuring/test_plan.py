@@ -203,7 +203,7 @@ def test_offloaded_layers_are_where_they_run(tmp_path) -> None:
         model = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
         offload(model, execution_device=torch.device("cuda:1"))
         decoder = Decoder("", model, model, torch.nn.Embedding(3, 4), None)
-        assert layer_devices(decoder) == layers(OTHER, OTHER)
+        assert layer_devices(decoder) == {0: OTHER, **layers(OTHER, OTHER)}
 
 
 class TestFreeMemoryOfTheHost:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mir_task import LayerResult, MIRError, MIRMeter, MIRResult, modality_integration_rate
-from mir_task.metric import diagnostics
-from mir_task.metric.frechet import Gaussian
-from tests.support import evaluate, independent
+from mir_task import LayerResult, MIRMeter, MIRResult, modality_integration_rate
+from mir_task.result import jackknife_stderr
+from tests.support import independent
 
 SIZE = 24
 
@@ -78,40 +77,36 @@ def test_of_sums_with_replaced_outliers() -> None:
         assert found[name] == pytest.approx(value, rel=3e-4), name
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("rule", ["replace", "drop"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_effective_ranks_where_asked_for(kind: str, kept: bool) -> None:
-    v, t = tokens(kind, 1600, 1), tokens(kind, 1200, 2)
-    (layer,) = metered(v, t, "drop", kept=kept, extras=["entropy_rank"]).compute().layers
-    for rows, found in ((v, layer.vision_effective_rank), (t, layer.text_effective_rank)):
-        wanted = independent.effective_rank(independent.without_outliers(rows.numpy(), "drop"))
-        assert found == pytest.approx(wanted, rel=1e-4)  # eigenvalues are float32
-    (plain,) = metered(v, t, "drop", kept=kept).compute().layers
-    assert plain.vision_effective_rank is plain.text_effective_rank is None
+def test_scale_free_distance(kind: str, rule: str) -> None:
+    v, t = tokens(kind, 400, 1), tokens(kind, 300, 2)
+    (layer,) = modality_integration_rate([v], [t], outliers=rule).layers
+    wanted = independent.scale_free(v, t, rule)
+    assert layer.scale_free_distance == pytest.approx(wanted, abs=1e-6)
+    assert layer.bures_cosine == pytest.approx(1 - wanted / 2, abs=1e-6)
+    assert math.cos(layer.bures_angle) == pytest.approx(layer.bures_cosine, abs=1e-12)
+    (scaled,) = modality_integration_rate([37 * v], [t], outliers=rule).layers
+    assert scaled.scale_free_distance == pytest.approx(layer.scale_free_distance, abs=1e-9)
+    assert scaled.frechet > 10 * layer.frechet
+
+
+def test_norms_traces_and_the_product_of_means_give_the_mean_term() -> None:
+    (layer,) = modality_integration_rate([tokens("full", 400, 1)], [tokens("full", 300, 2)]).layers
+    norms = [(norm * layer.text_scale) ** 2 for norm in (layer.vision_rms_norm, layer.text_rms_norm)]
+    spread = layer.vision_trace + layer.text_trace
+    assert sum(norms) - spread - 2 * layer.mean_product == pytest.approx(layer.mean_term, rel=1e-9)
+
+
+def test_tokens_that_are_all_zero_have_no_scale_free_distance() -> None:
+    (layer,) = modality_integration_rate([torch.zeros(3, 2)], [torch.ones(3, 2)]).layers
+    assert layer.scale_free_distance is layer.bures_cosine is layer.bures_angle is None
 
 
 def test_of_the_oracle(oracle) -> None:
     result = modality_integration_rate(oracle.vision, oracle.text)
     for layer, v, t in zip(result.layers, oracle.vision, oracle.text, strict=True):
         check(layer, independent.diagnostics(v, t))
-
-
-@pytest.mark.parametrize("size", [64, 512])
-@pytest.mark.parametrize("shape", ["flat", "decaying", "half", "one", "massive"])
-def test_effective_rank_of_known_spectra(shape: str, size: int) -> None:
-    spectrum = {
-        "flat": np.ones(size),
-        "decaying": np.logspace(0, -8, size),
-        "half": np.arange(size) < size // 2,
-        "one": np.arange(size) < 1,
-        "massive": np.r_[1e5, np.logspace(0, -2, size - 1)],
-    }[shape].astype(float)
-    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))
-    covariance = torch.from_numpy(basis * spectrum @ basis.T)
-    shares = spectrum[spectrum > 0] / spectrum.sum()
-    wanted = math.exp(-(shares * np.log(shares)).sum())
-    found = diagnostics.effective_rank(Gaussian(torch.zeros(size), covariance, None))
-    assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_equal_tokens_and_zero_means() -> None:
@@ -139,6 +134,49 @@ def test_shares_and_the_layers_of_half_the_sum() -> None:
     assert 1 <= fewest < 5
 
 
+def test_thirds_of_the_depth() -> None:
+    result = several_layers()
+    distances = [layer.frechet for layer in result.layers]
+    parts = (distances[:1], distances[1:3], distances[3:])
+    assert result.mir_thirds == pytest.approx([math.log10(sum(part)) for part in parts])
+    assert sum(10**third for third in result.mir_thirds) == pytest.approx(10**result.mir)
+    assert result.mir_thirds_stderr == (None, None, None)
+    two = result.model_copy(update={"layers": result.layers[:2]})
+    assert two.mir_thirds == (None, *(pytest.approx(math.log10(part)) for part in distances[:2]))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_standard_errors_of_thirds_and_of_the_scale_free_sum(kept: bool) -> None:
+    """Equal to measuring anew without each group, where no token is an outlier."""
+    generator = torch.Generator().manual_seed(0)
+    documents = []
+    for seed in range(1, 41):
+        norms = torch.rand(50, 1, generator=generator) + 1
+        layers = [tokens("full", 50, seed).float() + layer for layer in range(3)]
+        documents.append([rows / rows.norm(dim=1, keepdim=True) * norms for rows in layers])
+
+    def measured(numbers: list[int], memory: float | None = None, groups: int = 0) -> MIRResult:
+        def fill(meter: MIRMeter) -> MIRMeter:
+            for n in numbers:
+                rows = [x[:28] for x in documents[n]], [x[28:] for x in documents[n]]
+                meter.update(n, *rows, group=n)
+            return meter
+
+        meter = fill(MIRMeter(groups=groups, memory=memory))
+        return (fill(meter.second_pass()) if meter.needs_second_pass() else meter).compute()
+
+    result = measured(list(range(40)), None if kept else 0.0, groups=4)
+    assert all(layer.vision_outliers + layer.text_outliers == 0 for layer in result.layers)
+    without = [measured([n for n in range(40) if n % 4 != group]) for group in range(4)]
+    wanted = [jackknife_stderr([of.mir_thirds[third] for of in without]) for third in range(3)]
+    assert result.mir_thirds_stderr == pytest.approx(wanted, rel=1e-6)
+    wanted = jackknife_stderr([of.scale_free_mir for of in without])
+    assert result.scale_free_mir_stderr == pytest.approx(wanted, rel=1e-6)
+    assert result.scale_free_mir == pytest.approx(
+        math.log10(sum(layer.scale_free_distance for layer in result.layers))
+    )
+
+
 def test_side_file_has_them_and_reads_back() -> None:
     result = several_layers()
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
@@ -151,7 +189,8 @@ def test_side_file_has_them_and_reads_back() -> None:
 def test_older_side_files_are_read() -> None:
     result = several_layers()
     content = result.to_dict()
-    del content["half_layers"]
+    for name in ("half_layers", "mir_thirds", "input_layer", "scale_free_leave_one_group_out"):
+        del content[name]
     new = {*independent.diagnostics(np.eye(3), np.eye(3)), "share", "dimensions"}
     content["late_tokens"] = 0  # of the time when tokens could be counted before their bounds were known
     content["layers"] = [
@@ -163,90 +202,8 @@ def test_older_side_files_are_read() -> None:
     assert old.shares == result.shares
     assert old.layers[0].norm_ratio == result.layers[0].norm_ratio
     assert old.layers[0].vision_participation_ratio is None
+    assert old.input_layer is old.scale_free_mir is old.layers[0].bures_angle is None
+    assert old.mir_thirds == result.mir_thirds
     assert old.layers[1].vision_effective_rank == 7.5
     assert old.layers[0].vision_tokens_per_dimension is None
     assert MIRResult.from_dict(old.to_dict()) == old
-
-
-@pytest.mark.parametrize("size", [3, 40])
-def test_cka_equals_an_independent_computation(size: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(9, size, generator=generator, dtype=torch.float64) + 3
-    b = a @ torch.randn(size, 5, generator=generator, dtype=torch.float64)
-    b += torch.randn(9, 5, generator=generator, dtype=torch.float64)
-    found = diagnostics.linear_cka(a, b)
-    assert found == pytest.approx(independent.cka(a.numpy(), b.numpy()), rel=1e-9)
-    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    assert diagnostics.linear_cka(a, 2 * a @ rotation + 1) == pytest.approx(1)
-
-
-def test_cka_of_unpaired_documents_is_near_zero_with_few_of_them() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(50, 500, generator=generator) for _ in range(2))
-    assert abs(diagnostics.linear_cka(a, b)) < 0.05
-    assert diagnostics.linear_cka(a[:3], b[:3]) is None
-    assert diagnostics.linear_cka(a, torch.ones(50, 4)) is None
-
-
-def test_mmd_equals_an_independent_computation() -> None:
-    v, t = tokens("full", 70, 1), tokens("full", 52, 2)  # an odd number of distances
-    assert diagnostics.mmd2(v, t) == pytest.approx(independent.mmd2(v.numpy(), t.numpy()), rel=1e-9)
-    pairs = torch.randn(60, 2, 60, 8, generator=torch.Generator().manual_seed(0))
-    same = [diagnostics.mmd2(*pair) for pair in pairs]
-    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(60)
-    assert min(same) < 0  # unbiased, so not clamped
-    assert diagnostics.mmd2(torch.ones(4, 2), torch.ones(4, 2)) is None
-
-
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("rule", ["replace", "drop"])
-def test_extras_of_a_meter_whatever_the_split(rule: str, kept: bool) -> None:
-    v, t = tokens("full", 1600, 1).float(), tokens("full", 1200, 2).float()
-    documents = list(enumerate(zip(v.split(200), t.split(150), strict=True)))
-
-    def fill(meter: MIRMeter, part) -> MIRMeter:
-        for n, (vision, text) in part:
-            meter.update(n, [vision], [text])
-        return meter
-
-    def joined(meters: list[MIRMeter]) -> MIRMeter:
-        for other in meters[1:]:
-            meters[0].merge(other)
-        return meters[0]
-
-    settings = {"outliers": rule, "extras": ("cka", "mmd"), "memory": None if kept else 0.0}
-    layers = []
-    for cuts in ([documents], [documents[5:], documents[:5]]):
-        meter = joined([fill(MIRMeter(**settings), part) for part in cuts])
-        if not kept:
-            meter = joined(
-                [fill(again, part) for again, part in ((meter.second_pass(), p) for p in cuts)]
-            )
-        layers += meter.compute().layers
-    means = [
-        np.stack([part.double().mean(0).numpy() for part in x.split(n)]) for x, n in ((v, 200), (t, 150))
-    ]
-    assert layers[0].cka == pytest.approx(independent.cka(*means), rel=1e-4)
-    assert layers[1].cka == pytest.approx(layers[0].cka, rel=1e-6)
-    assert layers[1].mmd2 == pytest.approx(layers[0].mmd2, rel=1e-9)
-    # 1024 of the tokens of each modality, so near the figure of all.
-    assert layers[0].mmd2 == pytest.approx(independent.mmd2(v.numpy(), t.numpy()), abs=0.02)
-    plain = metered(v, t, rule, kept=kept).compute().layers[0]
-    assert plain.cka is None
-    assert plain.mmd2 is None
-    assert layers[0].frechet == pytest.approx(plain.frechet, rel=1e-4)
-
-
-def test_extras_reach_the_side_file(llava, tmp_path) -> None:
-    task = evaluate.task(mir_extras=["cka", "mmd", "entropy_rank"])
-    scores = evaluate.evaluate(evaluate.load(llava), task, output=tmp_path)["results"]["mir_test"]
-    report = evaluate.report(tmp_path)
-    assert scores["mir,none"] == report["mir"]
-    for layer in report["layers"]:
-        assert -1 <= layer["cka"] <= 1
-        assert 0 < layer["mmd2"] < 2
-        assert 1 < layer["vision_effective_rank"] < layer["dimensions"]
-        assert 1 < layer["vision_participation_ratio"] < layer["dimensions"]
-    assert report["settings"]["mir_extras"] == ["cka", "mmd", "entropy_rank"]
-    with pytest.raises(MIRError, match="mir_extras: Input should be 'cka', 'mmd' or 'entropy_rank'"):
-        evaluate.task(mir_extras=["kid"])

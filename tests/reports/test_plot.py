@@ -23,6 +23,8 @@ def report(folder: Path, name: str, task: str = "mir_x", layers: int = 3, modali
     pairs = [(torch.randn(40, 6, generator=generator) * 2, torch.randn(30, 6, generator=generator))]
     result = modality_integration_rate(*zip(*pairs * layers, strict=True))
     extras = {"cka": 0.3, "mmd2": 0.2, "vision_effective_rank": 4.0, "text_effective_rank": 3.0}
+    extras |= {"neighbour_overlap": 0.2, "token_cosine": 0.1, "best_token_cosine": 0.4}
+    extras |= {"sliced_wasserstein": 0.1}
     layers = [{**layer, **extras} for layer in result.to_dict()["layers"]]
     run = {"date": name, "task": task, "settings": {"mir_modality": modality}, "layers": layers}
     return runs.side_file(folder, f"lab/{name}", result, **run)
@@ -94,6 +96,23 @@ def test_curves_are_those_of_the_side_file(tmp_path, monkeypatch) -> None:
     assert len({marker for _, marker in styles}) == 2
 
 
+def test_the_decoder_s_input_is_layer_0_of_a_diagnostic(tmp_path, monkeypatch) -> None:
+    from matplotlib.axes import Axes
+
+    curves = []
+    draw = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *a, **k: curves.append(a[1]) or draw(*a, **k))
+    path = report(tmp_path, "one")
+    content = json.loads(path.read_text())
+    content["input_layer"] = content["layers"][0] | {"layer": 0}
+    write_json(path, content)
+    for diagnostic, numbers in (("bures_angle", [0, 1, 2, 3]), ("share", [1, 2, 3])):
+        curves.clear()
+        drawn(path, "--to", tmp_path / "p.png", "--diagnostic", diagnostic)
+        assert [1, 2, 3] == curves[0] == curves[-2]
+        assert curves[-1] == numbers
+
+
 @pytest.mark.parametrize("diagnostic", plot.DIAGNOSTICS)
 def test_each_diagnostic_of_one_model(tmp_path, diagnostic: str, texts) -> None:
     drawn(
@@ -131,7 +150,7 @@ class TestRows:
         """Two clouds of tokens far apart in the first of three layers, with one outlier."""
         generator = torch.Generator().manual_seed(0)
         rows = {}
-        for number, shift in ((1, 30.0), (2, 1.0), (5, 0.0)):
+        for number, shift in ((1, 30.0), (2, 1.0), (5, 0.0), (0, 40.0)):
             vision = torch.randn(60, 8, generator=generator) + shift
             rows[number] = (vision.numpy(), torch.randn(50, 8, generator=generator).numpy())
         rows[1][1][7] *= 100
@@ -161,12 +180,15 @@ class TestRows:
         assert [text.split(" (")[0] for text in found] == ["layer 1", "layer 2", "layer 5"]
         assert found[0] == "layer 1 (outliers left out: 1)"
         assert {"mir_x · lab/a · PCA", "vision tokens", "text tokens"} <= set(texts)
+        texts.clear()
+        drawn("--tokens", rows, "--layers", "0,5", "--to", tmp_path / "p.png")
+        assert [text[:7] for text in texts if text.startswith("layer")] == ["layer 0", "layer 5"]
 
     def test_bad_input(self, rows, tmp_path) -> None:
         to = ("--to", tmp_path / "p.png")
         code, message = refused("--tokens", rows, "--layers", "1,3,9", *to)
         assert code == 1
-        assert "has no layer 3, 9: it holds 1, 2, 5" in message
+        assert "has no layer 3, 9: it holds 0, 1, 2, 5" in message
         code, message = refused("--tokens", report(tmp_path, "one"), *to)
         assert code == 1
         assert "one_mir_mir_x.json holds no tokens" in message
@@ -276,7 +298,7 @@ def test_a_run_writes_tokens_when_asked_to(llava, tmp_path, rule: str) -> None:
     assert path.name.endswith("_mir_mir_test.npz")
     with np.load(path) as file:
         assert {name for name in file.files if name[-1].isdigit()} == {
-            f"{modality}_{k}" for modality in ("vision", "text") for k in (1, 2, 3)
+            f"{modality}_{k}" for modality in ("vision", "text") for k in (0, 1, 2, 3)
         }
         assert file["vision_3"].shape == file["text_1"].shape == (30, 64)
         norms = np.linalg.norm(file["text_2"], axis=1).mean()

@@ -1,6 +1,7 @@
 """MIR written down once more, from the paper's equations, to test the package against."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,13 @@ def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> di
     norms = [np.linalg.norm(rows, axis=1).mean() for rows in (v, t)]
     clean_v, clean_t = without_outliers(v, rule), without_outliers(t, rule)
     a, b = clean_v.mean(0), clean_t.mean(0)
+    traces = [np.trace(np.cov(rows.T)) for rows in (clean_v, clean_t)]
     return {
+        "vision_rms_norm": np.sqrt(a @ a + traces[0]),
+        "text_rms_norm": np.sqrt(b @ b + traces[1]),
+        "vision_trace": traces[0] / norms[1] ** 2,
+        "text_trace": traces[1] / norms[1] ** 2,
+        "mean_product": a @ b / norms[1] ** 2,
         "norm_ratio": norms[0] / norms[1],
         "centroid_distance": np.linalg.norm(a - b) / norms[1],
         "mean_cosine": a @ b / np.sqrt(a @ a * (b @ b)),
@@ -65,6 +72,44 @@ def diagnostics(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> di
         "vision_tokens_per_dimension": v.shape[0] / v.shape[1],
         "text_tokens_per_dimension": t.shape[0] / t.shape[1],
     }
+
+
+def scale_free(vision: ArrayLike, text: ArrayLike, rule: str = "replace") -> float:
+    """Fréchet distance of tokens that were divided by the root mean square norm of their Gaussian."""
+    scaled = []
+    for tokens in (vision, text):
+        rows = without_outliers(np.asarray(tokens, dtype=np.float64), rule)
+        mean = rows.mean(0)
+        scaled.append(rows / np.sqrt(mean @ mean + np.trace(np.cov(rows.T))))
+    return frechet(*scaled)
+
+
+def neighbour_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
+    """By scikit-learn's neighbours, a document at a time."""
+    from sklearn.neighbors import NearestNeighbors
+
+    lists = []
+    for rows in (a, b):
+        search = NearestNeighbors(n_neighbors=k, metric="cosine").fit(rows)
+        lists.append(search.kneighbors(return_distance=False))
+    return float(np.mean([len(set(one) & set(other)) / k for one, other in zip(*lists, strict=True)]))
+
+
+def token_cosines(vision: np.ndarray, text: np.ndarray) -> tuple[float, float]:
+    cosines = 1 - scipy.spatial.distance.cdist(vision, text, "cosine")
+    return float(np.mean(cosines)), float(np.mean([max(of_one) for of_one in cosines]))
+
+
+def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared, of numbers [r] and [s]: each repeated until both are as many, and sorted."""
+    many = math.lcm(len(a), len(b))
+    one, other = (np.sort(np.repeat(x, many // len(x))) for x in (a, b))
+    return float(np.mean((one - other) ** 2))
+
+
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: np.ndarray) -> float:
+    """Over directions [k, d], without regard to means."""
+    return float(np.sqrt(np.mean([wasserstein2(a @ onto, b @ onto) for onto in directions])))
 
 
 def cka(a: np.ndarray, b: np.ndarray) -> float:
