@@ -15,7 +15,7 @@ from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
 from mir_task.measuring import plan
 from mir_task.measuring.found import found_by
-from mir_task.measuring.reader import Seen
+from mir_task.measuring.seen import Seen
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
 

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from mir_task.capture.hooks import Prefill
-from mir_task.measuring.reader import Reader, Seen
+from mir_task.measuring.reader import Reader
+from mir_task.measuring.seen import Seen
 from mir_task.settings import TOKENS
 
 _MASK = "by the mask of positions that the model was given"

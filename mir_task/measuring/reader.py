@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import Call, token_text, watching_media
 from mir_task.measuring.prompts import (
-    Arrival,
     NothingArrived,
     Template,
     decode_text,
@@ -21,35 +20,9 @@ from mir_task.measuring.prompts import (
     probe_for,
     spelled_by,
 )
+from mir_task.measuring.seen import Outcome, Rejected, Seen
 from mir_task.measuring.sharded import in_step, refuse_unknown_sharding
 from mir_task.settings import TOKENS, MeasureSettings
-
-
-class Seen(NamedTuple):
-    """What the model saw of one document."""
-
-    prefill: Prefill
-    span: str
-    """Decoded: what stands after the last medium, special tokens included."""
-    arrival: Arrival
-    """What has arrived of the text."""
-    forwards: tuple[int, int]
-    """Prefill forwards and decode steps of the call."""
-    traps: tuple[str, ...] = ()
-    """What was done beyond one forward, of no effect on what is measured."""
-
-
-class Rejected(NamedTuple):
-    """Why one document could not be measured."""
-
-    reason: str
-    own: bool = False
-    """Whether the cause is the document's own row or medium."""
-    alike: bool = False
-    """Whether another document failed alike, so that the cause is the model's or its options'."""
-
-
-Outcome = Seen | Rejected
 
 
 class Reader:

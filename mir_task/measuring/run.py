@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from loguru import logger
@@ -16,7 +16,8 @@ from mir_task.errors import MIRError
 from mir_task.measuring.log import DocumentLog, named
 from mir_task.measuring.processes import rank, stop_if_another_failed
 from mir_task.measuring.prompts import alike
-from mir_task.measuring.reader import Reader, Rejected, Seen
+from mir_task.measuring.reader import Reader
+from mir_task.measuring.seen import Caption, Rejected, Seen
 from mir_task.settings import MeasureSettings
 
 
@@ -246,25 +247,6 @@ class _Counting:
             raise MIRError(f"{len(long)} document(s) are {_beyond(context)}: {named(long)} {_SKIP_HINT}")
         for document in long.values():
             self.reject(document, Rejected(_beyond(context)))
-
-
-class Caption(NamedTuple):
-    """The tokens of a document's own text, as the model had them."""
-
-    ids: list[int]
-    losses: Tensor
-    """float32 [tokens], in nats."""
-
-    @classmethod
-    def of(cls, seen: Seen, tokenizer: Any) -> "Caption | None":
-        """None where there are no losses, or some are not finite."""
-        if seen.prefill.text_losses is None:
-            return None
-        own = seen.arrival.tokens(seen.prefill.text_ids, seen.span, tokenizer)
-        losses = seen.prefill.text_losses[own]
-        if not len(losses) or not losses.isfinite().all():
-            return None
-        return cls(seen.prefill.text_ids[own], losses)
 
 
 def _special(prefill: Prefill) -> dict[str, int]:

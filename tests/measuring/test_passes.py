@@ -33,7 +33,7 @@ def passes(monkeypatch) -> list[tuple[int, ...]]:
 
 
 def measured(adapter, tmp_path, **changes):
-    output = tmp_path / "-".join(map(str, changes)) if changes else tmp_path / "plain"
+    output = tmp_path / ("-".join(f"{key}={value}" for key, value in changes.items()) or "plain")
     task = evaluate.task(**changes)
     scores = evaluate.evaluate(adapter(), task, output=output)["results"]["mir_test"]
     return scores, evaluate.report(output)
