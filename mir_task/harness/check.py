@@ -15,7 +15,7 @@ from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
 from mir_task.measuring import plan
 from mir_task.measuring.found import found_by
-from mir_task.measuring.seen import Seen
+from mir_task.measuring.seen import Caption, Seen
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
 
@@ -45,6 +45,8 @@ class Checked(NamedTuple):
     forwards: tuple[int, int]
     """Prefill forwards and decode steps."""
     traps: list[str]
+    caption: str
+    """Loss of the text, and with the medium of the other document, where they are measured."""
     positions: list[Position]
 
     def count(self, kind: str) -> int:
@@ -103,8 +105,12 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
     task, documents = documents_of(lm, {**config, "mir_documents": DOCUMENTS})
     modality = task.settings.modality
     adapter = Adapter(lm, task.settings)
-    with adapter.capturing():
+    with adapter.capturing(losses=task.settings.measures_captions):
         seen = [adapter.see(*pair) for pair in zip(documents, reversed(documents), strict=True)]
+        captions = [
+            _caption(adapter, *both, gain=task.settings.measures_gain)
+            for both in zip(documents, seen, strict=True)
+        ]
     facts, rows = adapter.facts(seen[0].prefill), seen[0].prefill.text_rows
     devices = sorted({str(p.device) for p in adapter.decoder.module.parameters()})
     placement = facts["placement"]
@@ -120,10 +126,25 @@ def check(lm: lmms, config: dict[str, Any]) -> Report:
         plan=_plan(adapter, config, task.settings, seen),
         traps=adapter.notes,
         documents=[
-            _checked(document, of_document, adapter.tokenizer)
-            for document, of_document in zip(documents, seen, strict=True)
+            _checked(document, of_document, adapter.tokenizer, caption)
+            for document, of_document, caption in zip(documents, seen, captions, strict=True)
         ],
     )
+
+
+def _caption(adapter: Adapter, document: Document, seen: Seen, *, gain: bool) -> str:
+    """What is measured of a document's text as a caption, in words; empty where nothing is."""
+    own = Caption.of(seen, adapter.tokenizer)
+    if own is None:
+        return "the model gives no logits, so there is no caption loss or gain" if gain else ""
+    found = f"loss {own.losses.mean():.4f} of {len(own.ids)} tokens"
+    if gain and document.to_other_media is not None:
+        other = Caption.of(
+            adapter.see(document._replace(to_media=document.to_other_media), None), adapter.tokenizer
+        )
+        if other is not None:
+            found += f", {other.losses.mean():.4f} with the {adapter.modality} of the other document"
+    return found
 
 
 def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: list[Seen]) -> list[str]:
@@ -146,7 +167,7 @@ def _plan(adapter: Adapter, config: dict[str, Any], settings: Settings, seen: li
     return lines
 
 
-def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
+def _checked(document: Document, seen: Seen, tokenizer: Any, caption: str) -> Checked:
     traps = list(seen.traps)
     if seen.arrival.cut:
         traps.append(f"the last {seen.arrival.cut} characters of the text did not arrive")
@@ -158,6 +179,7 @@ def _checked(document: Document, seen: Seen, tokenizer: Any) -> Checked:
         span=seen.span,
         forwards=seen.forwards,
         traps=traps,
+        caption=caption,
         positions=list(_positions(seen.prefill, tokenizer)),
     )
 
@@ -194,6 +216,7 @@ def report_text(report: Report) -> str:
             f"(before or between the {report.tokens} tokens), {document.count('padding')} padding",
             f"span       {_shortened(document.span)!r}",
             f"forwards   {document.forwards[0]} prefill, {document.forwards[1]} decode steps",
+            *([f"caption    {document.caption}"] if document.caption else []),
             *(f"trap       {trap}" for trap in document.traps),
         ]
     return "\n".join(lines)

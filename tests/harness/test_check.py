@@ -35,6 +35,15 @@ def test_says_in_words_what_is_measured(llava) -> None:
     assert not re.search(r"^trap ", result.output, re.MULTILINE)
 
 
+def test_says_what_is_measured_of_captions(llava, tmp_path) -> None:
+    page = tmp_path / "strip.html"
+    result = checked(*arguments(llava), "--task", "mir_scenes", "--html", str(page))
+    assert result.exit_code == 0, result.output
+    pattern = r"caption +loss \d+\.\d{4} of \d+ tokens, \d+\.\d{4} with the image of the other document"
+    assert len(re.findall(pattern, result.output)) == 2
+    assert "with the image of the other document" in page.read_text("utf-8")
+
+
 def test_says_when_the_documents_run_several_times(llava, tmp_path) -> None:
     room = 2 * Shape(64, 4).sums(5) / GIB
     (tmp_path / "short.yaml").write_text(
