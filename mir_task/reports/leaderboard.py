@@ -241,9 +241,19 @@ def _section(group: dict[str, Any]) -> str:
         )
     if group["starred"]:
         lines += ["", "\\* of the same checkpoint with another adapter or other arguments"]
-    for indicator, of_benchmarks in group["correlations"].items():
-        for name, found in of_benchmarks.items():
-            lines += ["", f"{INDICATORS[indicator]} and {name}: {found['words']}"]
+    correlations = group["correlations"]
+    if len(correlations) == 1:
+        (found,) = correlations.values()
+        for name in found:
+            lines += ["", f"MIR and {name}: {found[name]['words']}"]
+    elif correlations:
+        lines += [
+            "",
+            _line(["correlation with", *(INDICATORS[indicator] for indicator in correlations)]),
+        ]
+        lines.append(_line(["---"] * (1 + len(correlations))))
+        for name in names:
+            lines.append(_line([name, *(found[name]["words"] for found in correlations.values())]))
     return "\n".join(lines)
 
 

@@ -123,6 +123,16 @@ def test_several_processes_give_the_figure_of_one(llava, tmp_path, processes: in
         assert file["text_3"].shape == (20, 64)
 
 
+@pytest.mark.slow
+def test_captions_on_two_processes_are_those_of_one(llava, tmp_path) -> None:
+    command = [*arguments(llava, tmp_path, "mir_scenes"), "--limit", "5"]
+    torchrun(2, "-m", "lmms_eval", *command, cwd=tmp_path)
+    together = results(tmp_path)["results"]["mir_scenes"]
+    alone = evaluate.evaluate(evaluate.load(llava), "mir_scenes", limit=5)["results"]["mir_scenes"]
+    for name in ("caption_gain", "caption_gain_stderr", "caption_loss", "mir"):
+        assert together[f"{name},none"] == pytest.approx(alone[f"{name},none"], abs=1e-4)
+
+
 FAILING_RANK = """
 import os, time
 import mir_task.harness.adapter as adapter
