@@ -22,6 +22,8 @@ INDICATORS = {"mir": "MIR", "caption_gain": "caption gain", "caption_loss": "cap
 ERRORS = {"mir": "mir_stderr", "caption_gain": "caption_gain_stderr"}
 """Where the standard error of an indicator stands."""
 
+_FEW = f"; no interval of fewer than {ENOUGH} models"
+
 NO_SIDE_FILE = "no side file, so documents, placement and layers are not known"
 
 _CAPTIONS = {
@@ -253,7 +255,10 @@ def _section(group: dict[str, Any]) -> str:
         ]
         lines.append(_line(["---"] * (1 + len(correlations))))
         for name in names:
-            lines.append(_line([name, *(found[name]["words"] for found in correlations.values())]))
+            words = [found[name]["words"] for found in correlations.values()]
+            lines.append(_line([name, *(each.removesuffix(_FEW) for each in words)]))
+        if any(of["words"].endswith(_FEW) for found in correlations.values() for of in found.values()):
+            lines += ["", f"{_FEW[2].upper()}{_FEW[3:]}."]
     return "\n".join(lines)
 
 
@@ -285,8 +290,7 @@ def _correlation_text(found: dict[str, Any]) -> str:
         if interval is not None:
             part += f" (95% {interval[0]:+.2f} to {interval[1]:+.2f})"
         parts.append(part)
-    few = "" if n >= ENOUGH else f"; no interval of fewer than {ENOUGH} models"
-    return f"{', '.join(parts)}, n = {n}{few}"
+    return f"{', '.join(parts)}, n = {n}{'' if n >= ENOUGH else _FEW}"
 
 
 def _score(value: float | None) -> str:
