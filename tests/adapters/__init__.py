@@ -222,7 +222,7 @@ def measure(row: Row, checkpoint: Path, output: Path, monkeypatch: pytest.Monkey
 
     lm = load_row(row, checkpoint)
     received = evaluate.Received(row.found_class, monkeypatch)
-    task = evaluate.task(**row.task(checkpoint.parent))
+    task = evaluate.task(**{"mir_caption_gain": False, **row.task(checkpoint.parent)})
     evaluate.evaluate(lm, task, output=output)
     monkeypatch.undo()
 
