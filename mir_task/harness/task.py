@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -105,6 +105,8 @@ class MIRTask(ConfigurableTask):
         self._config.output_type = self.OUTPUT_TYPE = MIRTask.OUTPUT_TYPE
         self._config.generation_kwargs = None
         self._drawn = self.dataset[SPLIT]
+        self._limit: int | None = None
+        """Of the run, in documents."""
 
     @property
     def name(self) -> str:
@@ -141,8 +143,13 @@ class MIRTask(ConfigurableTask):
         else:
             self._hold(_no_documents(offset + max(world_size, rank + 1)))
             limit = None
+        self._limit = limit
         options |= {"limit": limit, "offset": offset, "rank": rank, "world_size": world_size}
         super().build_all_requests(**{**options, "cache_requests": False})
+
+    def doc_iterator(self, *, limit: int | None = None, **options: Any) -> Iterator[tuple[int, Any]]:
+        """The documents of the run; the harness has the limit of another task when it reads answers."""
+        return iter(super().doc_iterator(limit=self._limit, **options))
 
     def _obstacle(self, limit: int | None, offset: int, rank: int, world_size: int) -> Exception | None:
         """Why a run with these options measures nothing, or not all that it says."""

@@ -212,6 +212,15 @@ class TestFirst:
             assert (beside["bench"], counted) == (bench["bench"], count)
             assert beside["mir_a"]["mir,none"] == value["mir_a"]["mir,none"]
 
+    @pytest.mark.parametrize("documents", [30, 80])
+    def test_samples_are_those_of_the_limit_of_their_task(self, adapter, folder, documents) -> None:
+        write(folder, "mir_a", documents=documents)
+        found = evaluate.evaluate(
+            adapter(), "bench", "mir_a", manager=tasks_of(folder), limit=0.2, log_samples=True
+        )
+        counts = {name: len(rows) for name, rows in found["samples"].items()}
+        assert counts == {"mir_a": documents // 5, "bench": 10}
+
     def test_benchmarks_that_sample_answer_as_they_do_alone(self, adapter, folder) -> None:
         manager = tasks_of(folder)
         scores = [
