@@ -173,6 +173,25 @@ class TestReport:
         low, high = report.interval([str(row // 3) for row in range(60)], x, y)
         assert low < report.spearman(x, y) < high
 
+    def test_exact_permutations_of_settings(self) -> None:
+        settings = [name for name in "abcd" for _ in range(2)]
+        x = np.repeat(np.arange(4.0), 2)
+        assert report.permutation_p(settings, x, x) == pytest.approx(2 / 24)
+        assert report.permutation_p(settings, x, -x) == pytest.approx(2 / 24)
+        assert report.permutation_p(settings, x, np.arange(8.0) % 2) == 1
+
+    def test_holm(self) -> None:
+        # Holm (1979): times 4, 3, 2, 1 in rising order, never below the one before, 1 at most.
+        assert report.holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+        assert report.holm([0.6, 0.7]) == [1, 1]
+
+    def test_pairs_that_two_order_differently(self) -> None:
+        right, exact, fast = [1, 2, 3, 3], [3, 2, 1, 0], [3, 1, 2, 0]
+        agree = report.agreement(right, exact, fast)
+        assert [each.tolist() for each in agree] == [[True] * 5, [True, True, True, False, True]]
+        assert report.exact_is_right(right, exact, fast) == 1
+        assert np.isnan(report.exact_is_right(right, exact, exact))
+
 
 @pytest.mark.slow
 def test_an_arm_from_its_seed_once_more(tmp_path) -> None:
