@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.messages import DOCUMENT, ROOT
 
+ERRORS = {"MIRError", "NothingArrived"}
+
 
 def documented() -> dict[str, list[str]]:
     """Messages by module."""
@@ -20,7 +22,7 @@ def patterns(module: Path) -> list[str]:
     """Of the messages of each place that makes a MIRError."""
     found = []
     for node in ast.walk(ast.parse(module.read_text("utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MIRError" and node.args:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ERRORS and node.args:
             parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
             texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
             found.append("".join(".*" if text is None else re.escape(text) for text in texts))
