@@ -89,9 +89,9 @@ def draw_layers(
         _scale(axes, panel)
     if alone:
         (result,) = results.values()
-        title = f"{title}\nMIR {_value(result)}"
+        title = f"{title}\n{_values(result)}"
     else:
-        names = [f"{label}: MIR {_value(result)}" for label, result in results.items()]
+        names = [f"{label}: {_values(result)}" for label, result in results.items()]
         _legend_of_models(figure, names)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
@@ -239,9 +239,17 @@ def _project(rows: Numbers, method: str) -> tuple[Numbers, tuple[str, str]]:
     return points, (f"first component ({first:.0%} of variance)", f"second ({second:.0%})")
 
 
-def _value(result: MIRResult) -> str:
-    error = "" if result.mir_stderr is None else f" ± {result.mir_stderr:.3f}"
-    return f"{result.mir:.3f}{error}"
+def _values(result: MIRResult) -> str:
+    """MIR, and caption gain where there is one, with their standard errors."""
+    figures = {
+        "MIR": (result.mir, result.mir_stderr),
+        "caption gain": (result.caption_gain, result.caption_gain_stderr),
+    }
+    return _joined(
+        f"{name} {value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        for name, (value, error) in figures.items()
+        if value is not None
+    )
 
 
 def _figure(panels: int, *, columns: int, side: float = 4.4) -> tuple[Any, list[Any]]:
