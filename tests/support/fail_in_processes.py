@@ -125,9 +125,9 @@ def by_task(checkpoint: str, kind: str) -> dict[str, Any]:
             lm._model = spread(lm.model, kind)
             register_fsdp_forward_method(lm._model, "generate")
         task = evaluate.task(mir_documents=DOCUMENTS, mir_groups=0, mir_on_error=on_error)
-        rows = task.dataset_no_image["test"]
+        rows = task._drawn
         texts = [text if row != place else "" for row, text in enumerate(rows["text"])]
-        task.dataset_no_image["test"] = rows.remove_columns("text").add_column("text", texts)
+        task._drawn = rows.remove_columns("text").add_column("text", texts)
 
         def run(lm: Any = lm, task: Any = task) -> Any:
             results = evaluate.evaluate(lm, task, distributed_executor_backend="torchrun")
