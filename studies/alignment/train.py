@@ -242,6 +242,27 @@ def measure(model: Any, pairs: Sequence[tuple[Image.Image, str]], **settings: An
     )
 
 
+def pretrain(model: Any, arm: Arm, at_step: Callable[[int, int], None] | None = None) -> list[float]:
+    """Pre-train an arm's model; the losses of its steps."""
+    unlock(model, arm.unlocked)
+    if not arm.pairs:
+        return []
+    seed = (arm.seed, 1)
+    examples = captioned(scenes(seed, arm.pairs), seed, arm.detail)
+    model.train()
+    losses = train(
+        model,
+        examples,
+        seed=arm.seed,
+        epochs=arm.epochs,
+        learning_rate=arm.learning_rate,
+        warmup=arm.warmup,
+        at_step=at_step,
+    )
+    model.eval()
+    return losses
+
+
 def run(arm: Arm) -> tuple[dict[str, Any], Any]:
     """Run an arm.
 
@@ -250,28 +271,13 @@ def run(arm: Arm) -> tuple[dict[str, Any], Any]:
     """
     started = time.perf_counter()
     model, pairs = arm.model(), held_out_pairs()
-    unlock(model, arm.unlocked)
     curve = []
 
     def at_step(step: int, steps: int) -> None:
         if step in [int(share * steps) for share in CURVE]:
             curve.append({"pairs": step * BATCH, **figures(measure(model, pairs))})
 
-    seed = (arm.seed, 1)
-    examples = captioned(scenes(seed, arm.pairs), seed, arm.detail) if arm.pairs else None
-    losses = []
-    if examples is not None:
-        model.train()
-        losses = train(
-            model,
-            examples,
-            seed=arm.seed,
-            epochs=arm.epochs,
-            learning_rate=arm.learning_rate,
-            warmup=arm.warmup,
-            at_step=at_step if arm == Arm(arm.seed, arm.pairs) else None,
-        )
-        model.eval()
+    losses = pretrain(model, arm, at_step if arm == Arm(arm.seed, arm.pairs) else None)
     seconds = {"pretraining": time.perf_counter() - started}
     result = measure(model, pairs)
     seconds["mir"] = time.perf_counter() - started - sum(seconds.values())

@@ -203,3 +203,16 @@ def test_an_arm_from_its_seed_once_more(tmp_path) -> None:
     assert round(again["mir"]["mir"], 3) == round(stored["mir"]["mir"], 3)
     for budget, score in stored["accuracy"].items():
         assert again["accuracy"][budget]["all"] == pytest.approx(score["all"], abs=0.01)
+
+
+def test_the_board_is_made_of_what_is_stored(tmp_path, monkeypatch) -> None:
+    from studies.alignment import board
+
+    stored, gains = board.RESULTS, json.loads(board.GAINS.read_text("utf-8"))
+    monkeypatch.setattr(board, "RESULTS", tmp_path)
+    board.write_board(gains)
+    assert (tmp_path / "board.md").read_text("utf-8") == (stored / "board.md").read_text("utf-8")
+    for name, gain in gains.items():
+        record = json.loads((board.RUNS / f"{name}.json").read_text("utf-8"))
+        assert gain["mir"] == pytest.approx(record["mir"]["mir"], abs=2e-5)
+        assert gain["caption_loss"] == pytest.approx(record["mir"]["caption_loss"], abs=1e-4)
