@@ -47,10 +47,10 @@ class MIRCallback(TrainerCallback):
             improvement. It also has to be better by twice the standard error of the difference, taken
             over the same documents and so smaller than that of either value.
         stop: whether a plateau ends training.
+        options: of `mir_task.measure`, such as `groups`, `encode` or `text_rows`.
 
     Raises:
         MIRError: `watch` is another name.
-        options: of `mir_task.measure`, such as `groups`, `encode` or `text_rows`.
     """
 
     def __init__(

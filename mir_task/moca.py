@@ -175,7 +175,7 @@ def _refuse(model: nn.Module, decoder: Decoder) -> None:
     # Only classes of transformers themselves say so: those of other packages inherit what they say.
     says = (
         getattr(model, "input_modalities", None)
-        if type(model).__module__[:13] == "transformers."
+        if type(model).__module__.startswith("transformers.")
         else None
     )
     if (says is not None and not {"image", "video"} & {says, *says}) or (

@@ -163,8 +163,7 @@ def _markers(told: Tensor, changed: Tensor) -> Tensor:
             f"the placeholders of media mark {int(told.sum())} positions, the rows that did not come "
             f"from the input embedding are {int(changed.sum())}; they differ at {len(differing)} "
             f"positions, first at {int(differing[0])}, with no placeholder beside it: the model adds or "
-            "changes rows by a rule that this package does not know, so "
-            "please report the model"
+            "changes rows by a rule that this package does not know, so please report the model"
         )
     return markers
 

@@ -86,12 +86,10 @@ def current_run(lm: lmms) -> Run:
 
 
 def _read(run: Run, frame: FrameType | None) -> None:
-    tracker: EvaluationTracker | None = None
     while frame is not None and frame.f_code.co_name != "simple_evaluate":
         frame = frame.f_back
     values = frame.f_locals if frame is not None else {}
-    found = [value for value in values.values() if isinstance(value, EvaluationTracker)]
-    tracker = found[0] if found else None
+    tracker = next((value for value in values.values() if isinstance(value, EvaluationTracker)), None)
     if tracker is not None and tracker.output_path:
         run.folder = Path(str(tracker.output_path))  # the harness takes numbers for paths too
         run.folder /= str(tracker.general_config_tracker.model_name_sanitized or "")

@@ -67,6 +67,11 @@ def run_documents(
     gains = captions and settings.measures_gain
     started = time.perf_counter()
     queue = deque(run.within_context(reader, run.without_placeholders(reader, documents)))
+    if settings.caption_gain and queue and all(each.to_other_media is None for each in queue):
+        raise MIRError(  # before anything runs
+            f"no document has another {settings.modality} than the others, so there is no caption gain; "
+            "mir_caption_gain: false measures MIR alone"
+        )
     shown = bars and rank() == 0
     with (
         reader.capturing(layers, losses=losses),

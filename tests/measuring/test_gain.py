@@ -96,6 +96,8 @@ def test_without_another_medium_there_is_none(model, processor, pairs) -> None:
     one_picture = [(image, text) for _, text in pairs[:3]]
     with pytest.raises(MIRError, match="all 3 pairs hold one medium, so no other can take its place"):
         mir_task.measure(model, processor, one_picture, caption_gain=True, bars=False)
+    with pytest.raises(MIRError, match="no document has another image .* caption_gain=false measures"):
+        mir_task.measure(model, processor, one_picture[:1], caption_gain=True, bars=False)
 
 
 def test_a_model_without_logits_is_refused(model, processor, pairs) -> None:
