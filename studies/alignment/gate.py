@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from studies.alignment import language, models, world
 
@@ -29,11 +29,14 @@ _FEATURES = -2
 """The encoder's layer that LLaVA takes, whose output the per-patch task reads."""
 _CLASSES = (len(world.SHAPES) + 1, len(world.COLOURS) + 1, len(world.SIZES) + 1, 9)
 """Of the per-patch task: shape, colour and size with one class for none, and the cell."""
-_LENGTH = 136
 
 
 def decoder_document(
-    scene: world.Scene, random: np.random.Generator, copying: float, brief: float
+    scene: world.Scene,
+    random: np.random.Generator,
+    copying: float,
+    brief: float,
+    encode: language.Encode = language.encode,
 ) -> tuple[list[int], list[int]]:
     """A conversation about a caption.
 
@@ -42,10 +45,11 @@ def decoder_document(
         random: draws all else.
         copying: probability of random words to repeat in its place.
         brief: probability of a caption of less detail, to repeat.
+        encode: gives the ids of a text.
     """
     if random.random() < copying:
         words = language.random_words(random, int(random.integers(4, 20)))
-        return language.conversation([(words, words)])
+        return language.conversation([(words, words)], encode)
     things = [scene[i] for i in random.permutation(len(scene))]
     detail = random.choice(["full", "colours", "shapes"], p=[1 - brief, brief / 2, brief / 2])
     text = world.caption(things, detail)
@@ -56,11 +60,17 @@ def decoder_document(
         turns += [(question.text, question.answer) for question in asked]
     # The caption stands where an image will: in the first turn, before its question.
     turns[0] = (f"{text} {turns[0][0]}", turns[0][1])
-    return language.conversation(turns)
+    return language.conversation(turns, encode)
 
 
 def train_decoder(
-    start: dict[str, Tensor] | None = None, batch: int = 48, learning_rate: float = 2e-3
+    start: dict[str, Tensor] | None = None,
+    batch: int = 48,
+    learning_rate: float = 2e-3,
+    *,
+    config: LlamaConfig = models.DECODER,
+    encode: language.Encode = language.encode,
+    length: int = 136,
 ) -> LlamaForCausalLM:
     """A decoder that reads captions, trained on conversations about them alone.
 
@@ -72,9 +82,12 @@ def train_decoder(
         start: weights that have passed the gate, to go on from.
         batch: conversations a step.
         learning_rate: at its highest.
+        config: of the decoder.
+        encode: gives the ids of a text.
+        length: tokens to which conversations are padded.
     """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(models.DECODER)
+    model = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")  # the fused one is several times slower on a CPU
     if start is not None:
         model.load_state_dict(start)
@@ -84,12 +97,14 @@ def train_decoder(
     def batches(steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """As many as that; or until the gate is passed."""
         for step in itertools.count() if steps is None else range(steps):
-            if steps is None and step % 250 == 0 and _passes(model):
+            if steps is None and step % 250 == 0 and _passes(model, encode):
                 return
             copying, brief = (max(0.05, 0.5 - step / 3000), 0.0) if steps is None else (0.05, 0.2)
-            documents = [decoder_document(next(scenes), random, copying, brief) for _ in range(batch)]
+            documents = [
+                decoder_document(next(scenes), random, copying, brief, encode) for _ in range(batch)
+            ]
             ids, labels = language.batch(documents)
-            room = _LENGTH - ids.shape[1]
+            room = length - ids.shape[1]
             yield (
                 nn.functional.pad(ids, (0, room), value=language.PAD).contiguous(),
                 nn.functional.pad(labels, (0, room), value=language.IGNORED).contiguous(),
@@ -105,8 +120,8 @@ def train_decoder(
     return model
 
 
-def _passes(model: LlamaForCausalLM) -> bool:
-    kinds = decoder_accuracy(model.eval(), 100, seed=6, held_out=False)
+def _passes(model: LlamaForCausalLM, encode: language.Encode) -> bool:
+    kinds = decoder_accuracy(model.eval(), 100, seed=6, held_out=False, encode=encode)
     model.train()
     print(kinds, flush=True)
     return sum(kinds.values()) / len(kinds) > 0.97
@@ -187,15 +202,22 @@ def _patch_logits(model: CLIPVisionModel, head: nn.Module, images: Tensor) -> tu
 
 @torch.no_grad()
 def decoder_accuracy(
-    model: LlamaForCausalLM, number: int = 500, *, seed: int = 5, held_out: bool = True
+    model: LlamaForCausalLM,
+    number: int = 500,
+    *,
+    seed: int = 5,
+    held_out: bool = True,
+    encode: language.Encode = language.encode,
 ) -> dict[str, float]:
-    """Share of right answers to questions about captions of scenes, by kind."""
+    """Share of questions about captions of scenes whose answer's tokens are each the most likely, by kind."""
     random, right = np.random.default_rng([seed, 1]), dict.fromkeys(world.KINDS, 0)
     for scene in itertools.islice(world.scenes(seed, held_out=held_out), number):
         for question in world.questions(scene, random):
-            text = f"<s> USER {world.caption(scene)} {question.text} ASSISTANT"
-            logits = model(torch.tensor([language.encode(text)])).logits[0, -1]
-            right[question.kind] += language.WORDS[int(logits.argmax())] == question.answer
+            prompt = encode(f"<s> USER {world.caption(scene)} {question.text} ASSISTANT")
+            answer = encode(question.answer)
+            ids = torch.tensor([[*prompt, *answer]])
+            likely = model(ids, logits_to_keep=len(answer) + 1).logits[0, :-1].argmax(-1)
+            right[question.kind] += likely.tolist() == answer
     return {kind: count / number for kind, count in right.items()}
 
 

@@ -1,6 +1,6 @@
 """The words of the world as tokens, and conversations about scenes as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ WORDS = tuple(
 IDS = {word: number for number, word in enumerate(WORDS)}
 UNKNOWN, BOS, EOS, PAD, IMAGE = (IDS[word] for word in SPECIAL_TOKENS)
 IGNORED = -100
+Encode = Callable[[str], list[int]]
+"""Gives the ids of a text, without any that mark its start or end."""
 
 # One turn a line: the image or the words in its place, then a question or nothing, then the answer.
 CHAT_TEMPLATE = (
@@ -49,11 +51,14 @@ def encode(text: str) -> list[int]:
     return [IDS[word] for word in text.split()]
 
 
-def conversation(turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+def conversation(
+    turns: Sequence[tuple[str, str]], encode: Encode = encode
+) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and its labels: those of the assistant's words, `IGNORED` elsewhere.
 
     Args:
         turns: what the user says, and what the assistant answers.
+        encode: gives the ids of a text; one a word by default.
     """
     ids, labels = [BOS], [IGNORED]
     for user, assistant in turns:

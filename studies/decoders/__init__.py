@@ -1,0 +1,1 @@
+"""The second study: three decoders, one of them with real weights."""
