@@ -209,7 +209,10 @@ def decoder_accuracy(
     held_out: bool = True,
     encode: language.Encode = language.encode,
 ) -> dict[str, float]:
-    """Share of questions about captions of scenes whose answer's tokens are each the most likely, by kind."""
+    """Share of right answers to questions about captions of scenes, by kind.
+
+    An answer is right where each of its tokens is the most likely.
+    """
     random, right = np.random.default_rng([seed, 1]), dict.fromkeys(world.KINDS, 0)
     for scene in itertools.islice(world.scenes(seed, held_out=held_out), number):
         for question in world.questions(scene, random):

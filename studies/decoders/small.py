@@ -1,7 +1,7 @@
 """Two small decoders that differ from the first study's in width, depth and tokenizer, and their gate.
 
 `python -m studies.decoders.small` checks both on unseen scenes; `--train deep` or `--train wide` makes
-one from its start. They are trained and gated as the first study's decoder is (`studies.alignment.gate`).
+one from its start. Training and gate are those of the first study (`studies.alignment.gate`).
 """
 
 import argparse
@@ -137,11 +137,11 @@ def main() -> None:
         save_file(made.state_dict(), WEIGHTS / f"{name}.safetensors")
     torch.set_float32_matmul_precision("highest")
     below = []
-    for name in [name] if name else NAMES:
-        kinds = gate.decoder_accuracy(load(name), encode=Encode(name))
+    for each in [name] if name else NAMES:
+        kinds = gate.decoder_accuracy(load(each), encode=Encode(each))
         mean = sum(kinds.values()) / len(kinds)
-        print(json.dumps({"decoder": name, "accuracy": mean, "by_kind": kinds}), flush=True)
-        below += [name] if mean < gate.DECODER_GATE else []
+        print(json.dumps({"decoder": each, "accuracy": mean, "by_kind": kinds}), flush=True)
+        below += [each] if mean < gate.DECODER_GATE else []
     if below:
         sys.exit(f"below the gate of {gate.DECODER_GATE:.0%}: {', '.join(below)}")
 

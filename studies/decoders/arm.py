@@ -1,0 +1,210 @@
+"""One arm: pre-train a connector, measure everything that might tell, fine-tune, score answers."""
+
+import copy
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+import mir_task
+from studies.alignment import language, train
+from studies.decoders import moments
+from studies.decoders.family import Examples, Family, Pair, Reader, Scenes, per_document
+from studies.decoders.recipes import Decoder, Recipe, as_dict
+
+CANDIDATES = 10
+"""Captions among which retrieval by likelihood finds an image's own."""
+WARMUP = 0.03
+
+
+def family(decoder: Decoder, data: Path | None = None, device: str = "cpu") -> Family:
+    """A decoder's images, captions, questions and outcome.
+
+    Raises:
+        SystemExit: "smollm2" without its data.
+    """
+    if decoder != "smollm2":
+        return Scenes(decoder)
+    if data is None:
+        raise SystemExit("smollm2 reads real weights and pictures: give --data FOLDER (see the README)")
+    from studies.decoders.real import Clipart
+
+    return Clipart(data, device)
+
+
+def unlock(reader: Reader, part: str) -> None:
+    """Freeze all but what a pre-training trains."""
+    model = reader.llava
+    model.requires_grad_(False)
+    trained = [model.model.multi_modal_projector]
+    layers = model.model.language_model.layers
+    if part == "half":
+        trained.extend(layers[: len(layers) // 2])
+    if part == "decoder":
+        trained += [model.model.language_model, model.lm_head]
+    for module in trained:
+        module.requires_grad_(True)
+
+
+def pretrain(recipe: Recipe, family: Family, device: str) -> tuple[Reader, list[float]]:
+    """An arm's model after pre-training, and the losses of its steps."""
+    reader = Reader(family.model(recipe).to(device), family.image).eval()
+    unlock(reader, recipe.unlocked)
+    losses = []
+    if recipe.pairs:
+        examples = family.pairs((recipe.seed, 1), recipe.pairs, recipe.style, recipe.shuffled)
+        losses = train.train(
+            reader.train(),
+            examples,
+            seed=recipe.seed,
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            warmup=WARMUP,
+        )
+    return reader.eval(), losses
+
+
+def outcome(reader: Reader, recipe: Recipe, family: Family) -> dict[str, Any]:
+    """Accuracy and answer loss after fine-tuning on the arm's own questions."""
+    tuned = copy.deepcopy(reader)
+    tuned.requires_grad_(True)
+    tuned.llava.model.vision_tower.requires_grad_(False)
+    questions = family.questions((recipe.seed, 2))
+    train.train(
+        tuned.train(), questions, seed=recipe.seed, learning_rate=family.sft_learning_rate, warmup=WARMUP
+    )
+    return family.score(tuned.eval())
+
+
+def without_image(examples: Examples, image: int) -> Examples:
+    """The same conversations without the placeholders."""
+    conversations = []
+    for ids, labels in examples.conversations:
+        kept = [place for place, token in enumerate(ids) if token != image]
+        conversations.append(([ids[place] for place in kept], [labels[place] for place in kept]))
+    return Examples(examples.features, conversations)
+
+
+def conditions(examples: Examples, image: int) -> dict[str, Examples]:
+    """Documents with their own image, with the next one's, and without."""
+    other = Examples(examples.features.roll(-1, 0), examples.conversations)
+    return {"own": examples, "other": other, "none": without_image(examples, image)}
+
+
+def retrieval(reader: Reader, examples: Examples, alone: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Share of images whose own caption is the most likely a token of ten, as it is and prior-corrected.
+
+    Args:
+        reader: the pre-trained model.
+        examples: images and captions.
+        alone: losses of each caption's tokens without an image.
+    """
+    places = np.arange(len(examples))
+    prior = np.array([np.mean(each) for each in alone])
+    scores, corrected = [], []
+    for step in range(CANDIDATES):
+        # Every image with the caption that stands 7 x `step` documents further on: its own at step 0.
+        drawn = (places + 7 * step) % len(examples)
+        crossed = Examples(examples.features, [examples.conversations[place] for place in drawn])
+        losses = np.array([np.mean(each) for each in per_document(reader, crossed)[0]])
+        scores.append(losses)
+        corrected.append(losses - prior[drawn])
+    return {
+        "retrieval": float((np.argmin(scores, 0) == 0).mean()),
+        "retrieval_corrected": float((np.argmin(corrected, 0) == 0).mean()),
+    }
+
+
+def caption_figures(
+    reader: Reader, family: Family, style: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Caption loss, gain and retrieval on captions of a style; and the loss of every token."""
+    _, examples = family.held_out(style)
+    sets = conditions(examples, family.image)
+    losses = {name: per_document(reader, one)[0] for name, one in sets.items()}
+    means = {name: float(np.mean(np.concatenate(each))) for name, each in losses.items()}
+    gains = [np.mean(b) - np.mean(a) for a, b in zip(losses["own"], losses["other"], strict=True)]
+    figures = {
+        "caption_loss": means["own"],
+        "caption_gain": means["other"] - means["own"],
+        "caption_gain_stderr": float(np.std(gains, ddof=1) / len(gains) ** 0.5),
+        "gain_over_none": means["none"] - means["own"],
+        **retrieval(reader, examples, [sum(each) for each in losses["none"]]),
+    }
+    return figures, losses
+
+
+def mir(reader: Reader, family: Family, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """MIR and all that comes with it, by the product's own function on pixels."""
+    result = mir_task.measure(
+        reader.llava, family.processor(), pairs, bars=False, caption_gain=True, extras=["cka"]
+    )
+    return result.to_dict()
+
+
+def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -> dict[str, Any]:
+    """Run an arm.
+
+    Args:
+        recipe: of it.
+        family: of its decoder.
+        statistics: folder of the sufficient statistics and the connectors.
+        device: on which it runs.
+
+    Returns:
+        What goes into its line of JSON.
+    """
+    started = [time.perf_counter()]
+
+    def lap() -> float:
+        started.append(time.perf_counter())
+        return round(started[-1] - started[-2], 2)
+
+    seconds = {}
+    reader, losses = pretrain(recipe, family, device)
+    seconds["pretraining"] = lap()
+    pairs, examples = family.held_out("full")
+    values = mir(reader, family, pairs)
+    seconds["mir"] = lap()
+    styles = dict.fromkeys(["full", recipe.style, family.styles[1]])
+    captions = {style: caption_figures(reader, family, style) for style in styles}
+    seconds["captions"] = lap()
+    path = statistics / f"{recipe.name}.npz"
+    moments.write(path, reader, conditions(examples, family.image))
+    token_losses = {
+        f"{style}.{name}": np.concatenate(each).astype(np.float32)
+        for style, (_, sets) in captions.items()
+        for name, each in sets.items()
+    }
+    np.savez_compressed(statistics / f"{recipe.name}.losses.npz", **token_losses)
+    save_file(
+        {
+            name: each.contiguous()
+            for name, each in reader.llava.model.multi_modal_projector.state_dict().items()
+        },
+        statistics / f"{recipe.name}.safetensors",
+    )
+    seconds["statistics"] = lap()
+    scored = outcome(reader, recipe, family)
+    seconds["sft"] = lap()
+    bits = scored.pop("bits")
+    tail = losses[-max(len(losses) // 10, 1) :]
+    return {
+        "recipe": as_dict(recipe),
+        "steps": len(losses),
+        "training_loss": float(np.mean(tail)) if tail else None,
+        "mir": values,
+        "captions": {style: figures for style, (figures, _) in captions.items()},
+        "outcome": {**scored, "bits": "".join(map(str, bits))},
+        "statistics": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(statistics.glob(f"{recipe.name}.*"))
+        },
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+    }

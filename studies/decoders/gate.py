@@ -1,0 +1,97 @@
+"""Does the outcome move with pre-training? `python -m studies.decoders.gate --decoder deep`.
+
+Models of the plain recipe with no pictures and with the most that any arm sees, of seeds that no arm
+has: accuracy after fine-tuning has to rise by ten standard errors, over held-out pictures.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from studies.alignment.run import one_thread
+from studies.decoders.recipes import DECODERS, OTHER_SEEN, Recipe, reference
+from studies.decoders.run import RESULTS
+
+SEEDS = (100, 101, 102)
+STANDARD_ERRORS = 10
+
+
+def score_of(recipe: Recipe, data: Path | None, device: str) -> dict[str, Any]:
+    """Outcome of a recipe."""
+    import torch
+
+    from studies.decoders import arm
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    family = arm.family(recipe.decoder, data, device)
+    reader, _ = arm.pretrain(recipe, family, device)
+    return {
+        "seen": recipe.seen,
+        "seed": recipe.seed,
+        "caption_loss": arm.caption_figures(reader, family, "full")[0]["caption_loss"],
+        **arm.outcome(reader, recipe, family),
+    }
+
+
+def rise(before: list[list[int]], after: list[list[int]], questions: int) -> tuple[float, float]:
+    """Rise of accuracy, and its standard error over pictures.
+
+    Args:
+        before: right or wrong of each question [seed][question].
+        after: the same after more pre-training.
+        questions: that each picture has, which stand together.
+    """
+    change = np.mean(after, 0) - np.mean(before, 0)
+    pictures = change.reshape(-1, questions).mean(1)
+    return float(pictures.mean()), float(pictures.std(ddof=1) / len(pictures) ** 0.5)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decoder", choices=DECODERS, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 1, max(OTHER_SEEN)], help="of n")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path, help="folder of smollm2's weights and pictures")
+    options = parser.parse_args()
+    shares = sorted(options.shares)
+    chosen = [
+        reference(options.decoder, seed, share) for share in shares[::-1] for seed in options.seeds
+    ]
+    one_thread()
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(score_of, one, options.data, options.device) for one in chosen]
+        found = [future.result() for future in futures]
+    bits = {}
+    for one in found:
+        bits.setdefault(one["seen"], []).append(one.pop("bits"))
+        print(json.dumps(one), flush=True)
+    sizes = sorted(bits)
+    questions = 1 if options.decoder == "smollm2" else 7
+    points, error = rise(bits[sizes[0]], bits[sizes[-1]], questions)
+    verdict = {
+        "decoder": options.decoder,
+        "rise": points,
+        "stderr": error,
+        "standard_errors": points / error,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    record = {**verdict, "runs": found}
+    (RESULTS / f"gate-{options.decoder}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    print(json.dumps(verdict))
+    if points / error < STANDARD_ERRORS:
+        sys.exit(f"below the gate of {STANDARD_ERRORS} standard errors")
+
+
+if __name__ == "__main__":
+    main()
