@@ -115,16 +115,19 @@ class Sample:
         """A figure of every arm."""
         return np.array([figure(record) for record in self.records])
 
-    def resamples(self) -> list[list[np.ndarray]]:
-        """Arms drawn with replacement within each decoder; the same for every figure."""
-        random = np.random.default_rng(0)
-        return [[random.choice(g, len(g)) for g in self.groups] for _ in range(RESAMPLES)]
-
     def spearman(self, x: Figure, y: Figure, given: Figure | None = None) -> tuple[float, np.ndarray]:
         """Mean over decoders of the rank correlation, and the same of every resample."""
         columns = [self.values(each) for each in (x, y, given) if each is not None]
-        value = _mean_correlation(columns, self.groups)
-        return value, np.array([_mean_correlation(columns, drawn) for drawn in self.resamples()])
+        # Arms are drawn with replacement within each decoder: the same ones for every figure.
+        random = np.random.default_rng(0)
+        found = []
+        for rows in self.groups:
+            drawn = random.choice(rows, (RESAMPLES, len(rows)))
+            found.append(_correlation(*(column[np.vstack([rows, drawn])] for column in columns)))
+        with np.errstate(invalid="ignore"):
+            known = ~np.isnan(found)
+            means = np.where(known, found, 0).sum(0) / known.sum(0)
+        return float(means[0]), means[1:]
 
     def p(self, x: Figure, y: Figure) -> float:
         """Two-sided p of `spearman` by permuting outcomes within each decoder."""
@@ -134,35 +137,34 @@ class Sample:
             for group in self.groups
         ]
 
-        def statistic() -> float:
-            return abs(np.mean([np.mean(a * random.permutation(b)) for a, b in ranks]))
-
         found = abs(np.mean([np.mean(a * b) for a, b in ranks]))
-        reached = sum(statistic() >= found - 1e-12 for _ in range(PERMUTATIONS))
-        return (reached + 1) / (PERMUTATIONS + 1)
+        drawn = [random.permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1) @ a / len(a) for a, b in ranks]
+        reached = (abs(np.mean(drawn, 0)) >= found - 1e-12).sum()
+        return float(reached + 1) / (PERMUTATIONS + 1)
 
 
-def _mean_correlation(columns: Sequence[np.ndarray], groups: Sequence[np.ndarray]) -> float:
-    """Mean over groups of rows; partial, on ranks, where there is a third column. NaN does not count."""
-    found = []
-    for rows in groups:
-        ranks = [scipy.stats.rankdata(column[rows]) for column in columns]
-        if min(len(set(each)) for each in ranks) < 3:
-            found.append(math.nan)
-            continue
-        matrix = np.corrcoef(ranks)
-        r = matrix[0, 1]
+def _correlation(*columns: np.ndarray) -> np.ndarray:
+    """Spearman's coefficient of each row of two columns [samples, arms]; partial where there is a third.
+
+    NaN where a column has fewer than three distinct values, or the third explains one of the others.
+    """
+    ranks = np.stack([scipy.stats.rankdata(column, axis=1) for column in columns])
+    distinct = (np.diff(np.sort(ranks, -1), axis=-1) > 0).sum(-1).min(0) + 1
+    ranks -= ranks.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ranks /= np.linalg.norm(ranks, axis=-1, keepdims=True)
+        r = np.einsum("sa,sa->s", ranks[0], ranks[1])
         if len(columns) > 2:
-            a, b = matrix[0, 2], matrix[1, 2]
+            a, b = (np.einsum("sa,sa->s", each, ranks[2]) for each in ranks[:2])
             rest = (1 - a**2) * (1 - b**2)
-            r = (r - a * b) / math.sqrt(rest) if rest > 1e-9 else math.nan
-        found.append(r)
-    return float(np.nanmean(found)) if not np.all(np.isnan(found)) else math.nan
+            r = np.where(rest > 1e-9, (r - a * b) / np.sqrt(rest), np.nan)
+    return np.where(distinct < 3, np.nan, r)
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:
     """95% percentile interval."""
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
     return float(low), float(high)
 
 
