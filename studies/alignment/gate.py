@@ -18,25 +18,22 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from studies.alignment import language, models, world
 
 WEIGHTS = Path(__file__).with_name("weights")
 DECODER_FILE, ENCODER_FILE = WEIGHTS / "decoder.safetensors", WEIGHTS / "encoder.safetensors"
 DECODER_GATE, ENCODER_GATE = 0.95, 0.99
-_FEATURES = -2
+FEATURES = -2
 """The encoder's layer that LLaVA takes, whose output the per-patch task reads."""
 _CLASSES = (len(world.SHAPES) + 1, len(world.COLOURS) + 1, len(world.SIZES) + 1, 9)
 """Of the per-patch task: shape, colour and size with one class for none, and the cell."""
+_LENGTH = 136
 
 
 def decoder_document(
-    scene: world.Scene,
-    random: np.random.Generator,
-    copying: float,
-    brief: float,
-    encode: language.Encode = language.encode,
+    scene: world.Scene, random: np.random.Generator, copying: float, brief: float
 ) -> tuple[list[int], list[int]]:
     """A conversation about a caption.
 
@@ -45,11 +42,10 @@ def decoder_document(
         random: draws all else.
         copying: probability of random words to repeat in its place.
         brief: probability of a caption of less detail, to repeat.
-        encode: gives the ids of a text.
     """
     if random.random() < copying:
         words = language.random_words(random, int(random.integers(4, 20)))
-        return language.conversation([(words, words)], encode)
+        return language.conversation([(words, words)])
     things = [scene[i] for i in random.permutation(len(scene))]
     detail = random.choice(["full", "colours", "shapes"], p=[1 - brief, brief / 2, brief / 2])
     text = world.caption(things, detail)
@@ -60,17 +56,11 @@ def decoder_document(
         turns += [(question.text, question.answer) for question in asked]
     # The caption stands where an image will: in the first turn, before its question.
     turns[0] = (f"{text} {turns[0][0]}", turns[0][1])
-    return language.conversation(turns, encode)
+    return language.conversation(turns)
 
 
 def train_decoder(
-    start: dict[str, Tensor] | None = None,
-    batch: int = 48,
-    learning_rate: float = 2e-3,
-    *,
-    config: LlamaConfig = models.DECODER,
-    encode: language.Encode = language.encode,
-    length: int = 136,
+    start: dict[str, Tensor] | None = None, batch: int = 48, learning_rate: float = 2e-3
 ) -> LlamaForCausalLM:
     """A decoder that reads captions, trained on conversations about them alone.
 
@@ -82,12 +72,9 @@ def train_decoder(
         start: weights that have passed the gate, to go on from.
         batch: conversations a step.
         learning_rate: at its highest.
-        config: of the decoder.
-        encode: gives the ids of a text.
-        length: tokens to which conversations are padded.
     """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(models.DECODER)
     model.set_attn_implementation("eager")  # the fused one is several times slower on a CPU
     if start is not None:
         model.load_state_dict(start)
@@ -97,14 +84,12 @@ def train_decoder(
     def batches(steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """As many as that; or until the gate is passed."""
         for step in itertools.count() if steps is None else range(steps):
-            if steps is None and step % 250 == 0 and _passes(model, encode):
+            if steps is None and step % 250 == 0 and _passes(model):
                 return
             copying, brief = (max(0.05, 0.5 - step / 3000), 0.0) if steps is None else (0.05, 0.2)
-            documents = [
-                decoder_document(next(scenes), random, copying, brief, encode) for _ in range(batch)
-            ]
+            documents = [decoder_document(next(scenes), random, copying, brief) for _ in range(batch)]
             ids, labels = language.batch(documents)
-            room = length - ids.shape[1]
+            room = _LENGTH - ids.shape[1]
             yield (
                 nn.functional.pad(ids, (0, room), value=language.PAD).contiguous(),
                 nn.functional.pad(labels, (0, room), value=language.IGNORED).contiguous(),
@@ -115,13 +100,13 @@ def train_decoder(
 
     parameters = list(model.parameters())
     if start is None:
-        _train(parameters, batches(None), loss, learning_rate)
-    _train(parameters, batches(500), loss, learning_rate, falling=range(500))
+        train(parameters, batches(None), loss, learning_rate)
+    train(parameters, batches(500), loss, learning_rate, falling=range(500))
     return model
 
 
-def _passes(model: LlamaForCausalLM, encode: language.Encode) -> bool:
-    kinds = decoder_accuracy(model.eval(), 100, seed=6, held_out=False, encode=encode)
+def _passes(model: LlamaForCausalLM) -> bool:
+    kinds = decoder_accuracy(model.eval(), 100, seed=6, held_out=False)
     model.train()
     print(kinds, flush=True)
     return sum(kinds.values()) / len(kinds) > 0.97
@@ -145,13 +130,13 @@ def train_encoder(
         )  # type: ignore[return-value]
 
     batches = ((pixels[row], labels[row]) for row in rows)
-    _train(
+    train(
         [*model.parameters(), *head.parameters()], batches, loss, 2e-3, falling=range(steps // 2, steps)
     )
     return model, head
 
 
-def _train(
+def train(
     parameters: list[Tensor],
     batches: Iterable[Any],
     loss: Callable[..., Tensor],
@@ -197,30 +182,20 @@ def patches(seed: int, number: int, *, held_out: bool) -> tuple[Tensor, Tensor]:
 
 def _patch_logits(model: CLIPVisionModel, head: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     states = model(models.pixels(images), output_hidden_states=True).hidden_states
-    return head(states[_FEATURES][:, 1:]).split(_CLASSES, -1)
+    return head(states[FEATURES][:, 1:]).split(_CLASSES, -1)
 
 
 @torch.no_grad()
 def decoder_accuracy(
-    model: LlamaForCausalLM,
-    number: int = 500,
-    *,
-    seed: int = 5,
-    held_out: bool = True,
-    encode: language.Encode = language.encode,
+    model: LlamaForCausalLM, number: int = 500, *, seed: int = 5, held_out: bool = True
 ) -> dict[str, float]:
-    """Share of right answers to questions about captions of scenes, by kind.
-
-    An answer is right where each of its tokens is the most likely.
-    """
+    """Share of right answers to questions about captions of scenes, by kind."""
     random, right = np.random.default_rng([seed, 1]), dict.fromkeys(world.KINDS, 0)
     for scene in itertools.islice(world.scenes(seed, held_out=held_out), number):
         for question in world.questions(scene, random):
-            prompt = encode(f"<s> USER {world.caption(scene)} {question.text} ASSISTANT")
-            answer = encode(question.answer)
-            ids = torch.tensor([[*prompt, *answer]])
-            likely = model(ids, logits_to_keep=len(answer) + 1).logits[0, :-1].argmax(-1)
-            right[question.kind] += likely.tolist() == answer
+            text = f"<s> USER {world.caption(scene)} {question.text} ASSISTANT"
+            logits = model(torch.tensor([language.encode(text)])).logits[0, -1]
+            right[question.kind] += language.WORDS[int(logits.argmax())] == question.answer
     return {kind: count / number for kind, count in right.items()}
 
 
@@ -260,12 +235,12 @@ def main() -> None:
     parser.add_argument("--train", choices=["decoder", "encoder"], help="make this part first")
     parser.add_argument("--start", type=Path, help="weights of a decoder that passes, to go on from")
     options = parser.parse_args()
-    train = options.train
+    part = options.train
     WEIGHTS.mkdir(exist_ok=True)
-    if train == "decoder":
+    if part == "decoder":
         start = load_file(options.start) if options.start else None
         save_file(train_decoder(start).state_dict(), DECODER_FILE)
-    if train == "encoder":
+    if part == "encoder":
         model, head = train_encoder()
         parts = {f"head.{name}": value for name, value in head.state_dict().items()}
         save_file({**model.state_dict(), **parts}, ENCODER_FILE)

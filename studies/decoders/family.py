@@ -257,5 +257,5 @@ def features(scenes: Sequence[world.Scene], seed: Sequence[int], batch: int = 50
     for start in range(0, len(images), batch):
         pixels = models.pixels(images[start : start + batch])
         states = _encoder()(pixels, output_hidden_states=True).hidden_states
-        parts.append(states[gate._FEATURES][:, 1:])
+        parts.append(states[gate.FEATURES][:, 1:])
     return torch.cat(parts)
