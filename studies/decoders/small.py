@@ -131,7 +131,9 @@ def main() -> None:
     trained = parser.parse_args().train
     if trained:
         WEIGHTS.mkdir(exist_ok=True)
-        make_tokenizer(trained).save(str(WEIGHTS / f"{trained}.json"))
+        # The ids of byte-pair pieces that are equally frequent change from run to run.
+        if not (WEIGHTS / f"{trained}.json").is_file():
+            make_tokenizer(trained).save(str(WEIGHTS / f"{trained}.json"))
         made = reading.train_decoder(config(trained), Encode(trained))
         save_file(made.state_dict(), WEIGHTS / f"{trained}.safetensors")
     torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,128 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from studies.alignment import language, world
+from studies.decoders import family, gate, reading, recipes, report, run, small
+
+
+@pytest.mark.parametrize("decoder", recipes.DECODERS)
+def test_most_arms_see_the_same_number_of_pictures(decoder):
+    arms = recipes.recipes(decoder)
+    n = recipes.SEEN[decoder]
+    assert [arm.seed for arm in arms] == list(range(recipes.SEEDS[decoder], recipes.SEEDS[decoder] + 20))
+    assert [arm.seen / n for arm in arms[:6]] == [0, 1 / 4, 1 / 2, 1, 2, 4]
+    assert {arm.seen for arm in arms[6:]} == {n}
+    bad = [arm for arm in arms[6:] if arm.shuffled or arm.style != "full"]
+    assert len(bad) == 10
+    assert not [arm for arm in bad if arm.shuffled and arm.style != "full"]
+
+
+def test_a_recipe_is_drawn_from_its_seed_alone():
+    assert recipes.recipe("wide", 7) == recipes.recipe("wide", 7)
+    others = [dataclasses.replace(arm, seed=0) for arm in recipes.recipes("wide")]
+    assert len(set(others)) > 15
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_shuffled_captions_move_to_other_pictures(share):
+    texts = [str(number) for number in range(40)]
+    mixed = family.shuffle(texts, share, np.random.default_rng(0))
+    assert sorted(mixed) == sorted(texts)
+    assert sum(a != b for a, b in zip(mixed, texts, strict=True)) == 40 * share
+
+
+@pytest.mark.parametrize("name", small.NAMES)
+def test_tokenizers_know_every_word_and_keep_the_special_tokens(name):
+    encode = small.Encode(name)
+    for word in language.WORDS:
+        assert language.UNKNOWN not in encode(word) or word == "<unk>", word
+    assert encode("<s> <image> </s>") == [language.BOS, language.IMAGE, language.EOS]
+    scene = next(world.scenes(3, held_out=True))
+    text = world.caption(scene)
+    assert small.tokenizer(name).convert_tokens_to_ids(small.tokenizer(name).tokenize(text)) == encode(
+        text
+    )
+
+
+def test_the_tokenizer_that_is_kept_is_the_one_that_is_made():
+    for name in small.NAMES:
+        made = json.loads(small.make_tokenizer(name).to_str())
+        kept = json.loads((small.WEIGHTS / f"{name}.json").read_text("utf-8"))
+        assert set(made["model"]["vocab"]) == set(kept["model"]["vocab"])  # ids of equal counts differ
+
+
+def test_kinds_of_questions_come_in_one_after_the_other():
+    nothing = dict.fromkeys(reading.ORDER, 0.0)
+    assert set(reading.weights(nothing)) == set(reading.ORDER[:2])
+    some = nothing | {"where": 1.0, "shape": 0.95}
+    asked = reading.weights(some)
+    assert set(asked) == {"where", "shape", "exists", "count"}
+    assert asked["exists"] == 2 * asked["where"]
+    assert math.isclose(sum(asked.values()), 1)
+    assert set(reading.weights(dict.fromkeys(reading.ORDER, 1.0))) == set(reading.ORDER)
+
+
+def test_a_line_that_was_cut_off_is_run_again_and_spoils_no_other(tmp_path):
+    path = tmp_path / "wide.jsonl"
+    records = [{"recipe": recipes.as_dict(each)} for each in recipes.recipes("wide")[:3]]
+    run.append(path, records[0])
+    with path.open("a") as file:
+        file.write(json.dumps(records[1])[:40])
+    run.append(path, records[2])
+    assert set(run.read(path)) == {"wide-220", "wide-222"}
+    assert run.read(tmp_path / "none.jsonl") == {}
+
+
+def test_no_arm_is_begun_that_would_not_end_within_the_slice(tmp_path):
+    arms = recipes.recipes("wide")
+    assert run.run(arms, tmp_path, tmp_path, minutes=run.SLOWEST / 60 - 1) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rise_over_the_gate_is_over_pictures():
+    before = [[0] * 14, [0] * 14]
+    after = [[1] * 7 + [0] * 7, [1] * 7 + [0] * 7]
+    points, error = gate.rise(before, after, 7)
+    assert points == 0.5
+    assert math.isclose(error, math.sqrt(0.5) / math.sqrt(2))
+
+
+def sample(seed, decoders=("deep", "wide")):
+    """Arms with random figures."""
+    random = np.random.default_rng(seed)
+    return report.Sample(
+        {"recipe": {"decoder": name}, "x": random.normal(), "y": random.normal(), "z": random.normal()}
+        for name in decoders
+        for _ in range(20)
+    )
+
+
+def test_correlations_are_those_of_scipy_within_decoders():
+    arms = sample(0)
+    x, y, z = (lambda r, key=key: r[key] for key in "xyz")
+    halves = [arms.records[:20], arms.records[20:]]
+    one = [scipy.stats.spearmanr(*([f(r) for r in half] for f in (x, y))).statistic for half in halves]
+    value, drawn = arms.spearman(x, y)
+    assert math.isclose(value, np.mean(one))
+    assert len(drawn) == report.RESAMPLES
+    assert abs(drawn.mean() - value) < 0.05
+    partial = []
+    for half in halves:
+        ranks = [scipy.stats.rankdata([f(r) for r in half]) for f in (x, y, z)]
+        rest = [
+            np.subtract(ranks[i], np.polyval(np.polyfit(ranks[2], ranks[i], 1), ranks[2]))
+            for i in (0, 1)
+        ]
+        partial.append(scipy.stats.pearsonr(*rest).statistic)
+    assert math.isclose(arms.spearman(x, y, z)[0], np.mean(partial))
+
+
+def test_p_values_are_uniform_where_nothing_is_told():
+    values = [sample(seed).p(lambda r: r["x"], lambda r: r["y"]) for seed in range(60)]
+    assert scipy.stats.kstest(values, "uniform").pvalue > 0.01
+    assert sample(0).p(lambda r: r["x"], lambda r: r["x"]) < 1e-3
