@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from mir_task.reports.records import Ground, Record, Runs, Scores, differences
+from mir_task.reports.records import OWN, Ground, Record, Runs, Scores, differences
 
 BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
 """Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
@@ -31,6 +31,8 @@ _CAPTIONS = {
     "caption_gain": "caption gain ↑",
     "caption_gain_stderr": "±",
 }
+
+_WAYS = {True: "↑", False: "↓", None: "(which way is better is not known)"}
 
 Values = npt.NDArray[Any]
 Board = dict[str, Any]
@@ -66,8 +68,12 @@ def board(runs: Runs, *, all_runs: bool = False, benchmarks: Sequence[str] = ("*
             earlier.append((number, ground))
     found = {name for group in content for row in group["rows"] for name in row["benchmarks"]}
     better = {name: up for run in runs.scores for name, up in run.higher_is_better.items()}
+    tools = {name: run.tool for run in runs.scores for name in run.values}
     return {
-        "benchmarks": [{"name": name, "higher_is_better": better[name]} for name in sorted(found)],
+        "benchmarks": [
+            {"name": name, "higher_is_better": better[name], "tool": tools[name]}
+            for name in sorted(found)
+        ],
         "groups": content,
     }
 
@@ -210,7 +216,18 @@ def _kendall(x: Values, y: Values, draws: Values) -> Values:
 
 def markdown(content: Board) -> str:
     """The board as Markdown, a table a group."""
-    return "\n\n".join(_section(group) for group in content["groups"])
+    return "\n\n".join([*map(_section, content["groups"]), *_other_tools(content)])
+
+
+def _other_tools(content: Board) -> list[str]:
+    """Which columns another tool than lmms-eval has measured, and which way each goes."""
+    of_tool: dict[str, list[str]] = {}
+    for benchmark in content["benchmarks"]:
+        if benchmark["tool"] != OWN:
+            way = _WAYS[benchmark["higher_is_better"]]
+            name = benchmark["name"].removesuffix(f" ({benchmark['tool']})")
+            of_tool.setdefault(benchmark["tool"], []).append(f"{name} {way}")
+    return [f"Measured by {tool}: {', '.join(names)}." for tool, names in of_tool.items()]
 
 
 def _section(group: dict[str, Any]) -> str:
