@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from mir_task.reports.records import OWN, Ground, Record, Runs, Scores, differences
+from mir_task.reports.records import Ground, Record, Runs, Scores, differences
+from mir_task.reports.tools import measured_by
 
 BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
 """Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
@@ -31,8 +32,6 @@ _CAPTIONS = {
     "caption_gain": "caption gain ↑",
     "caption_gain_stderr": "±",
 }
-
-_WAYS = {True: "↑", False: "↓", None: "(which way is better is not known)"}
 
 Values = npt.NDArray[Any]
 Board = dict[str, Any]
@@ -216,18 +215,7 @@ def _kendall(x: Values, y: Values, draws: Values) -> Values:
 
 def markdown(content: Board) -> str:
     """The board as Markdown, a table a group."""
-    return "\n\n".join([*map(_section, content["groups"]), *_other_tools(content)])
-
-
-def _other_tools(content: Board) -> list[str]:
-    """Which columns another tool than lmms-eval has measured, and which way each goes."""
-    of_tool: dict[str, list[str]] = {}
-    for benchmark in content["benchmarks"]:
-        if benchmark["tool"] != OWN:
-            way = _WAYS[benchmark["higher_is_better"]]
-            name = benchmark["name"].removesuffix(f" ({benchmark['tool']})")
-            of_tool.setdefault(benchmark["tool"], []).append(f"{name} {way}")
-    return [f"Measured by {tool}: {', '.join(names)}." for tool, names in of_tool.items()]
+    return "\n\n".join([*map(_section, content["groups"]), *measured_by(content["benchmarks"])])
 
 
 def _section(group: dict[str, Any]) -> str:

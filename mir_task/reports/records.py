@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mir_task.errors import MIRError
 from mir_task.reports import vlmevalkit
 from mir_task.reports.side_file import parsed, read_side_file
+from mir_task.reports.tools import LM_EVAL, OWN, VLMEVALKIT, column
 from mir_task.result import MIRResult
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
@@ -20,8 +21,6 @@ _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_
 _OTHER = re.compile(r"^samples_|^[\d_]+_failed_")
 # What lm-evaluation-harness writes of a run: results_2026-01-01T00-00-00.000000.json.
 _OF_LM_EVAL = re.compile(r"_(\d{4})-(\d\d)-(\d\d)T(\d\d)-(\d\d)-(\d\d)(\.\d+)?\.json$")
-OWN, LM_EVAL, VLMEVALKIT = "lmms-eval", "lm-eval", "VLMEvalKit"
-"""Tools whose scores are read; the names of columns tell the latter two."""
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 
@@ -285,21 +284,16 @@ def _read_results(path: Path, date: str, tool: str) -> tuple[list[Record], Score
             metric, _, filtered = key.partition(",")
             if filtered and "_stderr" not in metric:
                 name = f"{task} {metric}" + (f" ({filtered})" if filtered != "none" else "")
-                name = _column(name, tool)
+                name = column(name, tool)
                 values[name], better[name] = float(value), upwards.get(metric)
     return records, Scores(path, date, model, values, better, tool)
 
 
 def _of_vlmevalkit(found: vlmevalkit.Found, path: Path) -> Scores:
-    values = {_column(name, VLMEVALKIT): value for name, value in found.values.items()}
-    better = {_column(name, VLMEVALKIT): vlmevalkit.higher_is_better(name) for name in found.values}
+    values = {column(name, VLMEVALKIT): value for name, value in found.values.items()}
+    better = {column(name, VLMEVALKIT): vlmevalkit.higher_is_better(name) for name in found.values}
     model = Model(VLMEVALKIT, found.model, frozenset())
     return Scores(path, found.date, model, values, better, VLMEVALKIT)
-
-
-def _column(name: str, tool: str) -> str:
-    """Name of a column; tools that measure the same benchmark differ in prompts and parsing."""
-    return name if tool == OWN else f"{name} ({tool})"
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Scores of VLMEvalKit and lm-evaluation-harness in the leaderboard.
 
-Files as their code writes them: VLMEvalKit at 00fff54 (`vlmeval/smp/file.py`, `vlmeval/dataset`) and lm-eval
-0.4.13 (`lm_eval/loggers/evaluation_tracker.py`).
+Files as their code writes them: VLMEvalKit's `vlmeval/smp/file.py` and `vlmeval/dataset` at 00fff54, and
+`lm_eval/loggers/evaluation_tracker.py` of lm-eval 0.4.13.
 """
 
 import csv
