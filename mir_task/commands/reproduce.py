@@ -70,17 +70,19 @@ def reproduce(
             absent[entry.name] = why
         else:
             runs[entry.name] = run_of(config, f"{models}: {entry.name}")
-    batch = Zoo(list(runs.values()), folder, Options(**options))
+    # Entries may be of one run, each with what another source has published of it.
+    batch = Zoo(list({run.name: run for run in runs.values()}.values()), folder, Options(**options))
     if dry_run:
         for entry in wanted:
             known = batch.before(runs[entry.name]) if entry.name in runs else None
-            would = f"{known.state}: {known.detail}" if known else "would run"
+            again = known is not None and known.state == "failed before" and retry_failed
+            would = "would run" if known is None or again else f"{known.state}: {known.detail}"
             click.echo(f"{entry.name}: {absent.get(entry.name, would)}")
         return
     outcomes = []
     for outcome in batch.run(retry_failed=retry_failed):
         outcomes.append(outcome)
-        click.echo(progress_line(outcome, outcomes, len(runs), len(batch.options.gpus)))
+        click.echo(progress_line(outcome, outcomes, len(batch.runs), len(batch.options.gpus)))
     failed = {outcome.run.name: outcome.detail for outcome in outcomes if "failed" in outcome.state}
     rows = []
     for entry in wanted:

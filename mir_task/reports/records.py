@@ -161,7 +161,7 @@ def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = N
     }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:
-            if "_mir_" in path.name and not _OTHER.search(path.name):
+            if path.match("*_mir_*.json") and not _OTHER.search(path.name):
                 records.append(read_record(path))
             elif path.name.endswith("_results.json"):
                 found, of_run = _read_results(path, path.name.removesuffix("_results.json"), OWN)

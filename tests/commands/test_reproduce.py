@@ -49,6 +49,7 @@ def test_a_match_a_mismatch_a_failure_and_what_cannot_be_had(tmp_path) -> None:
     entries = [
         entry("one", published=published(3)),
         entry("two", published=published(3, placement="assistant_chat", documents=4)),
+        entry("one", published=published(3)) | {"name": "again"},  # one run of two entries
         entry("broken", published=published(3)),
         entry("absent", made_from=["org/projector", "org/model"], published=published(2.667)),
         {"name": "secret", "missing": "no weights were published", "published": published(2.514)},
@@ -65,20 +66,25 @@ def test_a_match_a_mismatch_a_failure_and_what_cannot_be_had(tmp_path) -> None:
 
     code, printed, rows = reproduce()
     assert code == 1
-    assert rows["one"]["verdict"] == rows["two"]["verdict"] == "no match"
+    assert {rows[name]["verdict"] for name in ("one", "two", "again")} == {"no match"}
+    assert "[3/3] " in printed
+    assert rows["one"]["file"] == rows["again"]["file"]
     assert rows["one"]["difference"] == rows["one"]["mir_published_fast"] - 3
     # What was published is no part of a run, so nothing runs again.
     entries[0]["published"] = published(round(rows["one"]["mir_published_fast"], 3))
     code, printed, rows = reproduce()
-    assert [row["verdict"] for row in rows.values()] == ["match", "no match", *["not measured"] * 3]
+    assert [row["verdict"] for row in rows.values()] == [
+        *("match", "no match", "no match"),
+        *["not measured"] * 3,
+    ]
     assert "finished before" in printed
     assert " done" not in printed
     side_file = json.loads(Path(rows["one"]["file"]).read_text())
     assert rows["one"]["mir"] == side_file["mir"]
     assert rows["one"]["mir_published_fast"] == side_file["mir_published_fast"]
     table = [re.split(r" *\| *", line)[1:-1] for line in printed.splitlines() if line[:1] == "|"]
-    assert [cells[0] for cells in table[2:]] == ["one", "two"]
-    assert [cells[6] for cells in table[2:]] == ["match", "no match"]
+    assert [cells[0] for cells in table[2:]] == ["one", "two", "again"]
+    assert [cells[6] for cells in table[2:]] == ["match", "no match", "no match"]
     assert table[2][7] == f"{side_file['mir']:.4f}"
     last = printed.splitlines()[-3:]
     assert re.match(r"- broken \(Table 1: 3\.000\): it failed: it wrote no results \(", last[0])

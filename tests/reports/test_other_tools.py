@@ -189,6 +189,13 @@ def test_a_model_is_told_by_its_folder_alone(tmp_path, parts) -> None:
     assert read(path, ["llava", "llava_next"])[::2] == ("llava_next", {"POPE Overall": 0.5})
 
 
+def test_a_model_named_after_mir_is_one_like_others(tmp_path) -> None:
+    runs.run(tmp_path / "lmms", "llava_mir_7b", 3.0)
+    written(tmp_path / "llava_mir_7b" / "llava_mir_7b_POPE_acc.csv", [["Overall"], [0.5]])
+    found = read_runs([tmp_path])
+    assert (found.faults, found.scores[-1].values) == ([], {"POPE Overall (VLMEvalKit)": 0.5})
+
+
 def test_which_way_a_metric_goes_is_known_or_said_not_to_be() -> None:
     names = ("MMStar Overall", "H aAcc", "O Final Score", "D edit distance", "V CER", "X elo")
     ways = [higher_is_better(name) for name in names]
