@@ -9,6 +9,8 @@ import click
 
 from mir_task._version import __version__
 from mir_task.commands import reports
+from mir_task.commands.card import card
+from mir_task.commands.reproduce import reproduce
 from mir_task.commands.zoo import zoo
 from mir_task.errors import MIRError
 from mir_task.settings import PLACEMENTS, Settings
@@ -34,7 +36,10 @@ def main() -> None:
     """MIR, the Modality Integration Rate, of vision-language models."""
 
 
-for command in (reports.compare, reports.leaderboard, reports.plot, reports.robustness, zoo):
+for command in (
+    *(card, reports.compare, reports.leaderboard, reports.plot, reports.robustness),
+    *(reproduce, zoo),
+):
     main.add_command(command)
 
 _include_path = click.option(

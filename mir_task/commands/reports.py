@@ -1,6 +1,6 @@
 """Commands that read what runs left on disk: `compare`, `leaderboard`, `plot`, `robustness`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,24 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
     return tuple(int(part) for part in parts)
 
 
-def runs_in(folders: Iterable[Path]) -> "Runs":
+def runs_in(folders: Iterable[Path], same_models: Mapping[str, str] | None = None) -> "Runs":
     """What runs left in folders and below; files that cannot be read are named and left out."""
     from mir_task.reports.records import read_runs
 
-    runs = read_runs(folders)
+    runs = read_runs(folders, same_models)
     for fault in runs.faults:
         click.echo(f"left out: {fault}", err=True)
     return runs
+
+
+def _pairs(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """NAME=MODEL pairs; a model's name may hold = itself."""
+    for value in values:
+        if not all(value.partition("=")[::2]):
+            raise click.BadParameter(f"{value!r} is not of the form NAME=MODEL")
+    return dict(value.split("=", 1) for value in values)
 
 
 @click.command()
@@ -70,20 +80,36 @@ def robustness(folder: Path) -> None:
     default=("*",),
     help="Columns whose names match, such as 'mmbench*'; all if left out. Any number of times.",
 )
+@click.option(
+    "--same_model",
+    "same_models",
+    metavar="NAME=MODEL",
+    multiple=True,
+    callback=_pairs,
+    help="NAME in the files of another tool is MODEL, as it stands beside its MIR. Any number of times.",
+)
 def leaderboard(
-    folders: tuple[Path, ...], all_runs: bool, benchmarks: tuple[str, ...], **files: Path | None
+    folders: tuple[Path, ...],
+    all_runs: bool,
+    benchmarks: tuple[str, ...],
+    same_models: dict[str, str],
+    **files: Path | None,
 ) -> None:
     """Models by MIR beside their benchmark scores, from results in the folders DIR and below.
 
-    Prints Markdown. What does not compare is set apart with the reason and ranked by itself.
+    Reads what lmms-eval, lm-evaluation-harness and VLMEvalKit have written, and prints Markdown. What
+    does not compare is set apart with the reason and ranked by itself.
     """
     from mir_task.files import written_whole
     from mir_task.reports import leaderboard
+    from mir_task.reports.records import without_mir
 
-    runs = runs_in(folders)
+    runs = runs_in(folders, same_models)
     if not runs.records:
         places = ", ".join(map(str, folders))
         raise MIRError(f"no MIR in {places}: run lmms-eval with a MIR task and --output_path first")
+    for name in without_mir(runs):
+        click.echo(f"no MIR of {name}: if it has another name there, --same_model NAME=MODEL", err=True)
     board = leaderboard.board(runs, all_runs=all_runs, benchmarks=benchmarks)
     for ending, file in files.items():
         if file is not None:

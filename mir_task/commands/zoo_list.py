@@ -63,25 +63,46 @@ def read(path: Path, tasks: Sequence[str] = ()) -> list[Run]:
     Raises:
         MIRError: the file cannot be read, or an entry has no model or no tasks.
     """
-    try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise MIRError(f"{path} cannot be read: {error}") from error
     runs: dict[str, Run] = {}
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
-            raise MIRError(
-                f"{path}: entry {number} is no mapping with a `model` of lmms-eval: {entry!r}"
-            )
-        config = {**entry, **({"tasks": ",".join(tasks)} if tasks else {})}
-        if not config.get("tasks"):
-            raise MIRError(f"{path}: entry {number} has no `tasks`; name them there or by --tasks")
-        config.pop("output_path", None)
-        run = Run(_name(config), config)
+    for number, entry in enumerate(entries(path), start=1):
+        run = run_of(entry, f"{path}: entry {number}", tasks)
         if run.name in runs:
             raise MIRError(f"{path}: entry {number} is the same as one before it: {entry!r}")
         runs[run.name] = run
     return list(runs.values())
+
+
+def entries(path: Path) -> list[Any]:
+    """What stands in a list, unchecked.
+
+    Raises:
+        MIRError: the file cannot be read.
+    """
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise MIRError(f"{path} cannot be read: {error}") from error
+    return found if isinstance(found, list) else [found]
+
+
+def run_of(entry: Any, where: str, tasks: Sequence[str] = ()) -> Run:
+    """The run of one entry.
+
+    Args:
+        entry: of a list.
+        where: it stands, for messages.
+        tasks: in the place of its own.
+
+    Raises:
+        MIRError: it has no model or no tasks.
+    """
+    if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+        raise MIRError(f"{where} is no mapping with a `model` of lmms-eval: {entry!r}")
+    config = {**entry, **({"tasks": ",".join(tasks)} if tasks else {})}
+    if not config.get("tasks"):
+        raise MIRError(f"{where} has no `tasks`; name them there or by --tasks")
+    config.pop("output_path", None)
+    return Run(_name(config), config)
 
 
 def _name(config: Mapping[str, Any]) -> str:

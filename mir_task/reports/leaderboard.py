@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from mir_task.reports.records import Ground, Record, Runs, Scores, differences
+from mir_task.reports.tools import measured_by
 
 BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
 """Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
@@ -66,8 +67,12 @@ def board(runs: Runs, *, all_runs: bool = False, benchmarks: Sequence[str] = ("*
             earlier.append((number, ground))
     found = {name for group in content for row in group["rows"] for name in row["benchmarks"]}
     better = {name: up for run in runs.scores for name, up in run.higher_is_better.items()}
+    tools = {name: run.tool for run in runs.scores for name in run.values}
     return {
-        "benchmarks": [{"name": name, "higher_is_better": better[name]} for name in sorted(found)],
+        "benchmarks": [
+            {"name": name, "higher_is_better": better[name], "tool": tools[name]}
+            for name in sorted(found)
+        ],
         "groups": content,
     }
 
@@ -210,7 +215,7 @@ def _kendall(x: Values, y: Values, draws: Values) -> Values:
 
 def markdown(content: Board) -> str:
     """The board as Markdown, a table a group."""
-    return "\n\n".join(_section(group) for group in content["groups"])
+    return "\n\n".join([*map(_section, content["groups"]), *measured_by(content["benchmarks"])])
 
 
 def _section(group: dict[str, Any]) -> str:

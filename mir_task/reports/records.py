@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from mir_task.errors import MIRError
+from mir_task.reports import vlmevalkit
 from mir_task.reports.side_file import parsed, read_side_file
+from mir_task.reports.tools import LM_EVAL, OWN, VLMEVALKIT, column
 from mir_task.result import MIRResult
 
 _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_implementation"}
 # What `mir-task samples` writes, and the reason why a task has no side file.
 _OTHER = re.compile(r"^samples_|^[\d_]+_failed_")
+# What lm-evaluation-harness writes of a run: results_2026-01-01T00-00-00.000000.json.
+_OF_LM_EVAL = re.compile(r"_(\d{4})-(\d\d)-(\d\d)T(\d\d)-(\d\d)-(\d\d)(\.\d+)?\.json$")
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 
@@ -119,6 +123,8 @@ class Scores(NamedTuple):
     values: Mapping[str, float]
     """By task, metric and filter."""
     higher_is_better: Mapping[str, bool | None]
+    tool: str = OWN
+    """That wrote them."""
 
 
 class Runs(NamedTuple):
@@ -130,33 +136,73 @@ class Runs(NamedTuple):
     """Which files were left out, and what is wrong with each."""
 
 
-def read_runs(folders: Iterable[Path]) -> Runs:
-    """Side files and the harness's results in some folders and below, oldest first.
+def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = None) -> Runs:
+    """Side files, harnesses' results and other tools' scores in folders and below, oldest first.
 
     Hidden folders are left out: `mir-task zoo` keeps there what is not whole.
+
+    Args:
+        folders: to look into.
+        same_models: names that other tools have for a model, and its name beside its MIR.
+
+    Raises:
+        MIRError: `same_models` has a name that is nowhere.
     """
+    same = same_models or {}
     records: list[Record] = []
     scores: list[Scores] = []
     faults: list[str] = []
     paths = {
         path.resolve(): path
         for folder in folders
-        for path in folder.rglob("*.json")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in folder.rglob("*")
+        if path.suffix in (".json", ".csv", ".xlsx")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:
-            if "_mir_" in path.name and not _OTHER.search(path.name):
+            if path.match("*_mir_*.json") and not _OTHER.search(path.name):
                 records.append(read_record(path))
             elif path.name.endswith("_results.json"):
-                found, of_run = _read_results(path)
+                found, of_run = _read_results(path, path.name.removesuffix("_results.json"), OWN)
                 records += found
                 scores.append(of_run)
+            elif date := _OF_LM_EVAL.search(path.name):
+                day, time = "".join(date.groups()[:3]), "".join(date.groups()[3:6])
+                found, of_run = _read_results(path, f"{day}_{time}", LM_EVAL)
+                records += found
+                scores.append(of_run)
+            elif vlmevalkit.is_scores(path):
+                scores.append(_of_vlmevalkit(vlmevalkit.read(path, same), path))
         except MIRError as error:
             faults.append(str(error))
-    whole = {(r.model, r.task, r.date) for r in records if r.ground is not None}
-    records = [r for r in records if r.ground or (r.model, r.task, r.date) not in whole]
+    whole = {(r.model, r.task, of) for r in records if r.ground for of in (r.date, r.mir)}
+    records = [
+        r
+        for r in records
+        if r.ground or not {(r.model, r.task, r.date), (r.model, r.task, r.mir)} & whole
+    ]
+    _check_names("model with MIR", same.values(), {r.model.name for r in records})
+    _check_names("model with scores", same, {of.model.name for of in scores})
+    scores = [of._replace(model=_renamed(of.model, same)) for of in scores]
     return Runs(records, scores, faults)
+
+
+def _check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        there = f"there are {', '.join(sorted(known))}" if known else "there is none at all"
+        raise MIRError(f"--same_model: {', '.join(unknown)} is no {what}; {there}")
+
+
+def _renamed(model: Model, same: Mapping[str, str]) -> Model:
+    return model._replace(name=same.get(model.name, model.name))
+
+
+def without_mir(runs: Runs) -> list[str]:
+    """Models of which other tools have scores and which have no MIR, each with the tool."""
+    known = {record.model.name for record in runs.records}
+    others = {(of.model.name, of.tool) for of in runs.scores if of.tool != OWN}
+    return [f"{name} ({tool})" for name, tool in sorted(others) if name not in known]
 
 
 def read_record(path: Path) -> Record:
@@ -221,10 +267,9 @@ class _Results(BaseModel):
     higher_is_better: dict[str, dict[str, bool | None] | None] = Field(default_factory=dict)
 
 
-def _read_results(path: Path) -> tuple[list[Record], Scores]:
-    """MIR, as far as the harness notes it, and benchmark scores of one run."""
-    content = parsed(_Results, path, "results file of the harness")
-    date = path.name.removesuffix("_results.json")
+def _read_results(path: Path, date: str, tool: str) -> tuple[list[Record], Scores]:
+    """MIR, as far as a harness notes it, and benchmark scores of one run."""
+    content = parsed(_Results, path, f"results file of {tool}")
     model = Model.of(path, content.config.model, content.model_name or "", content.config.model_args)
     records, values, better = [], {}, {}
     for task, metrics in content.results.items():
@@ -239,8 +284,16 @@ def _read_results(path: Path) -> tuple[list[Record], Scores]:
             metric, _, filtered = key.partition(",")
             if filtered and "_stderr" not in metric:
                 name = f"{task} {metric}" + (f" ({filtered})" if filtered != "none" else "")
+                name = column(name, tool)
                 values[name], better[name] = float(value), upwards.get(metric)
-    return records, Scores(path, date, model, values, better)
+    return records, Scores(path, date, model, values, better, tool)
+
+
+def _of_vlmevalkit(found: vlmevalkit.Found, path: Path) -> Scores:
+    values = {column(name, VLMEVALKIT): value for name, value in found.values.items()}
+    better = {column(name, VLMEVALKIT): vlmevalkit.higher_is_better(name) for name in found.values}
+    model = Model(VLMEVALKIT, found.model, frozenset())
+    return Scores(path, found.date, model, values, better, VLMEVALKIT)
 
 
 def _is_number(value: Any) -> bool:

@@ -141,7 +141,7 @@ def test_broken_files_are_named_and_the_rest_is_right(tmp_path) -> None:
     for name in broken:
         for suffix in ("mir_mir_demo", "results"):
             assert f"left out: {tmp_path / f'{name}_{suffix}.json'} is no " in done.stderr
-    assert "2026_results.json is no results file of the harness (config.model:" in done.stderr
+    assert "2026_results.json is no results file of lmms-eval (config.model:" in done.stderr
     assert "foreign.json" not in done.stderr
 
 
