@@ -66,7 +66,7 @@ def read(path: Path, tasks: Sequence[str] = ()) -> list[Run]:
     try:
         entries = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise MIRError(f"{path} cannot be read: {error}") from error
+        raise MIRError(f"{path.absolute()} cannot be read: {error}") from error
     runs: dict[str, Run] = {}
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
