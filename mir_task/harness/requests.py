@@ -21,7 +21,7 @@ from mir_task.harness.adapter import Adapter
 from mir_task.harness.output import Run, current_run
 from mir_task.harness.task import SPLIT, FailedTask, MIRTask, Request
 from mir_task.measuring.passes import Measurement, measure_together
-from mir_task.measuring.processes import all_gather, on_every_rank, rank
+from mir_task.measuring.processes import all_gather, on_every_rank, rank, wait_for_results
 from mir_task.reports.report import write_report
 
 
@@ -35,6 +35,7 @@ def mir_prefill(lm: lmms, requests: list[Request]) -> list[tuple[str, dict[str, 
     Raises:
         MIRError: on every process, where no task of the run has anything to show.
     """
+    wait_for_results()
     run = current_run(lm)
     of_task: dict[MIRTask, list[Request]] = {}
     for request in requests:
