@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from mir_task.commands.reports import runs_in
 from mir_task.commands.zoo_list import LAUNCHERS, Options, read, shell_commands
 from mir_task.commands.zoo_runs import Outcome, Process, Zoo
 from mir_task.errors import did_you_mean
+from mir_task.progress import EVERY, telling
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -119,8 +119,6 @@ def zoo(
     is finished in the output folder is not measured again, so the same command goes on after whatever
     stopped it. Exit code 1 when a model failed.
     """
-    from mir_task.reports import leaderboard
-
     runs = read(models, tasks)
     if only:
         names = [run.name for run in runs]
@@ -157,7 +155,10 @@ def zoo(
         )
         raise SystemExit(130) from None
     click.echo(summary(outcomes))
-    board = leaderboard.board(runs_in([folder]))
+    with telling("ranking"):
+        from mir_task.reports import leaderboard
+
+        board = leaderboard.board(runs_in([folder]))
     if board["groups"]:
         click.echo(f"\n{leaderboard.markdown(board)}")
     if any("failed" in outcome.state for outcome in outcomes):
@@ -165,29 +166,23 @@ def zoo(
 
 
 class _Progress:
-    """Says what the running models do: which they are, for how long, and what each said last.
+    """Says every few seconds what the running models do.
 
     Args:
         over: outcomes so far.
         total: number of models.
     """
 
-    EVERY = 4.0
-    """Seconds between two lines, so that a batch is never silent for five."""
-
     def __init__(self, over: Sequence[Outcome], total: int) -> None:
         self._over, self._total = over, total
-        self._told = 0.0
+        self._told = -EVERY
 
     def __call__(self, running: Sequence[Process]) -> None:
         now = time.monotonic()
-        if not running or now - self._told < self.EVERY:
-            return
-        self._told = now
-        for number, process in enumerate(running, start=len(self._over) + 1):
-            seconds = now - process.started
-            said = textwrap.shorten(process.said_last(), 90, placeholder=" …") or "starting"
-            click.echo(f"[{number}/{self._total}] {process.run.name}: {seconds:.0f} s, {said}")
+        if running and now - self._told >= EVERY:
+            self._told = now
+            for number, process in enumerate(running, start=len(self._over) + 1):
+                click.echo(f"[{number}/{self._total}] {process.progress()}")
 
 
 def _again() -> str:

@@ -24,6 +24,7 @@ from mir_task.commands.guard import RUN_VARIABLE, end_run
 from mir_task.commands.zoo_list import Options, Run, command
 from mir_task.errors import MIRError
 from mir_task.files import write_json
+from mir_task.progress import last_line, progress
 from mir_task.reports.side_file import parsed
 from mir_task.settings import RUNS_VARIABLE
 
@@ -32,9 +33,6 @@ _POLL = 0.2
 _ENDING = 30.0
 # Bytes left on a disk that counts as full.
 _LITTLE = 2**16
-# Bytes of a log in which its last line is looked for.
-_TAIL = 4096
-_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class _Failure(BaseModel):
@@ -198,17 +196,10 @@ class Process:
             return True
         return False
 
-    def said_last(self) -> str:
-        """The last line that the run printed, without what bars draw before it."""
-        try:
-            with self.zoo.log(self.run).open("rb") as log:
-                log.seek(max(log.seek(0, os.SEEK_END) - _TAIL, 0))
-                text = log.read().decode("utf-8", errors="replace")
-        except OSError:
-            return ""
-        lines = (line.strip() for line in re.split(r"[\r\n]+", _COLOURS.sub("", text)))
-        said = [line for line in lines if line]
-        return said[-1].split(" - ", 1)[-1] if said else ""
+    def progress(self) -> str:
+        """How long it runs and what it said last."""
+        seconds, said = time.monotonic() - self.started, last_line(self.zoo.log(self.run))
+        return progress(self.run.name, seconds, said or "starting")
 
     def kill(self) -> None:
         """End the run and whatever it started."""

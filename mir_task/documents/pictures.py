@@ -64,7 +64,7 @@ def picture_of(medium: Any) -> Any:
             )
         return open_image(medium)
     raise MIRError(
-        f"an image is of type {type(medium).__name__}: pass a PIL image, a numpy array of uint8 or a path"
+        f"an image is of type {type(medium).__name__}: pass a PIL image, an array of uint8 or a path"
     )
 
 

@@ -305,8 +305,8 @@ class Reader:
             if not deaf or call.refusal or call.of_media:
                 return reason
             return (
-                f"{type(self.model).__name__} has no token for {self.modality} in its configuration, and "
-                f"{self.name} failed on it ({reason}): choose a model and an adapter that take "
+                f"{type(self.model).__name__} has no token for {self.modality} in its configuration, "
+                f"and {self.name} failed on it ({reason}): choose a model and an adapter that take "
                 f"{self.modality}, or a task of what they take"
             )
         if call.forwards[0]:

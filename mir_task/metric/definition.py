@@ -65,7 +65,7 @@ def as_rows(layers: Any, modality: str) -> list[Tensor]:
     """
     if not isinstance(layers, Iterable) or isinstance(layers, str | Mapping):
         raise MIRError(
-            f"{modality} is of type {type(layers).__name__}: pass a list of one tensor [tokens, d] a layer"
+            f"{modality} is of type {type(layers).__name__}: pass one tensor [tokens, d] a layer"
         )
     found = []
     for number, rows in enumerate(layers, start=1):
