@@ -130,9 +130,9 @@ def guide(board: Mapping[str, Any], page: Path) -> list[str]:
         f"Look at {page.absolute()} in a browser: three models by MIR, beside caption gain and the "
         "accuracy of their answers.",
         f"Rank 1 is {by_mir[0]!r} because its vision tokens lie nearest to the text tokens (MIR "
-        f"{rows[0]['mir']:.4f}), though it is number {by_accuracy.index(by_mir[0]) + 1} of {len(rows)} "
-        f"by accuracy: MIR orders these models {right[by_mir == by_accuracy]}, and caption gain ({gains}; "
-        f"higher is better) {right[by_gain == by_accuracy]}.",
+        f"{rows[0]['mir']:.4f}), though by accuracy it is number {by_accuracy.index(by_mir[0]) + 1} of "
+        f"{len(rows)}: MIR orders these models {right[by_mir == by_accuracy]}, and caption gain "
+        f"({gains}; higher is better) {right[by_gain == by_accuracy]}.",
         "Next, your own model: `mir-task check --model llava_hf --model_args pretrained=PATH` says what "
         "would be measured, `mir-task tasks` lists the tasks, and `lmms-eval --tasks mir_scenes "
         "--model llava_hf --model_args pretrained=PATH --output_path out` measures it.",

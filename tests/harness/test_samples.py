@@ -91,3 +91,18 @@ def test_what_does_not_fit_into_memory_is_refused_with_the_way(lm) -> None:
         samples(lambda: lm, TASK, sizes=(1,), draws=4, documents=100, memory=memory)
     with pytest.raises(MIRError, match="a sample of 9 documents cannot be drawn from 6"):
         samples(lambda: lm, TASK, sizes=(9,), documents=6)
+
+
+def test_sizes_follow_what_there_is_and_nothing_is_loaded_before(lm) -> None:
+    def never() -> None:
+        raise AssertionError("loaded")
+
+    with pytest.raises(MIRError, match="mir_samples has 100 documents, and --documents asks for 400"):
+        samples(never, TASK, documents=400)
+    with pytest.raises(MIRError, match="a sample of 200 documents cannot be drawn from 100: lower the"):
+        samples(never, TASK, sizes=(200,))
+    with pytest.raises(MIRError, match="is not there"):
+        samples(never, {**TASK, "mir_media_dataset": "./nowhere"})
+    taken = samples(lambda: lm, TASK, draws=1)
+    assert [size for size, _ in taken.by_size()] == [1, 5, 10, 20, 50]
+    assert taken.documents == 100
