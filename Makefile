@@ -26,12 +26,14 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 $(VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	@echo "Setting up $(VENV): 7 GB and some minutes, once"
+	@sh tools/tell.sh $(VENV).log $(PYTHON) -m venv $(VENV)
+	@sh tools/tell.sh $(VENV).log $(BIN)/pip install --progress-bar off --editable '.[dev]'
 	touch $@
 
 $(VENV4)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV4)
-	$(VENV4)/bin/pip install --quiet --editable '.[dev]' 'transformers==4.57.6' 'datasets<5'
-	$(VENV4)/bin/pip install --quiet --no-deps llava-torch
+	@echo "Setting up $(VENV4): 7 GB and some minutes, once"
+	@sh tools/tell.sh $(VENV4).log $(PYTHON) -m venv $(VENV4)
+	@sh tools/tell.sh $(VENV4).log $(VENV4)/bin/pip install --progress-bar off --editable '.[dev]' 'transformers==4.57.6' 'datasets<5'
+	@sh tools/tell.sh $(VENV4).log $(VENV4)/bin/pip install --progress-bar off --no-deps llava-torch
 	touch $@

@@ -2,4 +2,4 @@
 
 from mir_task.commands.cli import main
 
-main()
+main(prog_name="mir-task")

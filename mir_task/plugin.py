@@ -10,6 +10,8 @@ import contextlib
 import functools
 import itertools
 import os
+import re
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -30,7 +32,8 @@ class _Loading(NamedTuple):
 
     tasks: dict[str, Any]
     """By name."""
-    failures: list[MIRError]
+    failures: dict[str, MIRError]
+    """Of tasks that could not be loaded, by name; told together at the end."""
 
 
 _reading = threading.RLock()
@@ -41,12 +44,14 @@ _loading: ContextVar[_Loading | None] = ContextVar("loading", default=None)
 @contextlib.contextmanager
 def _together() -> Iterator[_Loading]:
     """What this thread is loading, which begins here or further out."""
-    loading = _loading.get() or _Loading({}, [])
+    loading = _loading.get() or _Loading({}, {})
     token = _loading.set(loading)
     try:
         yield loading
     finally:
         _loading.reset(token)
+        if _loading.get() is None and loading.failures:
+            logger.error(_told_together(loading.failures))
 
 
 def register() -> list[Any]:
@@ -104,11 +109,14 @@ def register() -> list[Any]:
     def or_message(self: TaskManager, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         with _together() as loading:
             loaded = load_list(self, *args, **kwargs)
-        # Where other processes wait, the run goes on to the point where all learn of it.
-        waited_for = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        nothing_else = all(getattr(task, "failure", None) for task in tasks_within(loaded))
-        if loading.failures and nothing_else and not waited_for:
-            raise loading.failures[0]
+            # Where other processes wait, the run goes on to the point where all learn of it.
+            waited_for = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            nothing_else = all(getattr(task, "failure", None) for task in tasks_within(loaded))
+            if loading.failures and nothing_else and not waited_for:
+                first, *others = loading.failures.values()
+                message = _told_together(loading.failures)
+                loading.failures.clear()  # told by what is raised
+                raise MIRError(message) if others else first
         return dict(loaded)
 
     def with_own_names(
@@ -177,9 +185,37 @@ def _failed(name: str, path: Path | None, error: Exception, loading: _Loading) -
         message = message.replace(f"task {name}", f"task {name} of {path}", 1)
     failure = MIRError(message)
     failure.__cause__ = error
-    logger.error(f"a MIR task cannot be measured: {failure}")
-    loading.failures.append(failure)
+    loading.failures[name] = failure
     return {name: failed_task[0](name, failure)} if failed_task else {}
+
+
+def _told_together(failures: dict[str, MIRError]) -> str:
+    """Why tasks cannot be measured: once what several have in common, with the names of those.
+
+    Messages of one place in the code share their advice, so of the second and later only the beginning
+    is told.
+    """
+    places: dict[Any, dict[str, list[str]]] = {}
+    for name, failure in failures.items():
+        innermost = (failure.__cause__ or failure).__traceback__
+        while innermost is not None and innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        place = innermost and (innermost.tb_frame.f_code.co_filename, innermost.tb_lineno)
+        reason = re.sub(rf"\b{re.escape(name)}\b", "TASK", str(failure.__cause__ or failure))
+        places.setdefault(place, {}).setdefault(reason, []).append(name)
+    lines = []
+    for reasons in places.values():
+        first, *same = next(iter(reasons.values()))
+        lines.append(str(failures[first]) + (f"\nLikewise {', '.join(same)}" if same else ""))
+        for reason, names in list(reasons.items())[1:]:
+            start = textwrap.shorten(reason.removeprefix("task TASK: "), 150, placeholder=" …")
+            lines.append(f"Likewise {', '.join(names)}: {start}")
+    count = len(failures)
+    return (
+        (f"{count} MIR tasks cannot" if count > 1 else "a MIR task cannot")
+        + " be measured: "
+        + ("\n".join(lines))
+    )
 
 
 def _with_own_names(elements: list[Any], taken: dict[str, Any]) -> list[Any]:

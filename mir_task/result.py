@@ -18,6 +18,9 @@ def _finite_or_none(value: float) -> float | None:
 class _Numbers(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and None, ready for JSON. `from_dict` is its inverse."""
         return self.model_dump(mode="json")
@@ -102,6 +105,13 @@ class LayerResult(_Numbers):
     mmd2: float | None = None
     """Unbiased squared MMD of up to 1024 tokens of each modality."""
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(layer={self.layer}, frechet={self.frechet:.4g}, "
+            f"vision_norm={self.vision_norm:.4g}, text_norm={self.text_norm:.4g}, "
+            f"vision_tokens={self.vision_tokens}, text_tokens={self.text_tokens})"
+        )
+
     @computed_field
     @property
     def norm_ratio(self) -> float:
@@ -177,6 +187,13 @@ class MIRResult(_Numbers):
         if sum(layer.frechet for layer in self.layers) <= 0:
             raise ValueError("the Fréchet distances sum to zero, of which there is no logarithm")
         return self
+
+    def __repr__(self) -> str:
+        parts = [f"mir={self.mir:.4f}"]
+        for name in ("mir_stderr", "mir_published_fast", "caption_loss", "caption_gain"):
+            if (value := getattr(self, name)) is not None:
+                parts.append(f"{name}={value:.4f}")
+        return f"{type(self).__name__}({', '.join(parts)}, {len(self.layers)} layers in .layers)"
 
     @computed_field
     @property

@@ -1,14 +1,19 @@
 """What is measured and how: the keys of a task's YAML, where they begin with `mir_`."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mir_task.errors import MIRError
+from mir_task.errors import MIRError, did_you_mean
 
 PREFIX = "mir_"
 """Of the keys in a task's YAML."""
+BASE = "mir_base"
+"""Key of a task's YAML that names the MIR task which it builds on."""
+DATA_ROOT = "MIR_TASK_DATA"
+"""Environment variable: a folder that is read before the Hugging Face Hub."""
 RUNS_VARIABLE = "MIR_TASK_RUNS"
 """Environment variable: runs that share this machine at the same time."""
 
@@ -111,22 +116,50 @@ class MeasureSettings(BaseModel):
             MIRError: an unknown key or a value that does not fit, with the keys that are known.
         """
         try:
-            return cls(**{key.removeprefix(prefix): value for key, value in keys.items()})
+            return cls(**{str(key).removeprefix(prefix): value for key, value in keys.items()})
         except ValidationError as error:
-            faults = "; ".join(
-                f"{prefix}{e['loc'][0]}: {e['msg']}"
-                if e["loc"]
-                else f"{prefix}{e['msg'].removeprefix('Value error, ')}"
-                for e in error.errors()
-            )
-            known = ", ".join(sorted(f"{prefix}{name}" for name in cls.model_fields))
-            raise MIRError(f"{owner}: {faults}. Known keys: {known}") from None
+            known = [*(f"{prefix}{name}" for name in cls.model_fields), *([BASE] if prefix else [])]
+            raise MIRError(f"{owner}: {_faults(error, keys, prefix, known)}") from None
 
     def keys(self) -> dict[str, Any]:
         """All keys as in a task's YAML, with plain values."""
         return {
             f"{PREFIX}{key}": value for key, value in self.model_dump(mode="json", by_alias=True).items()
         }
+
+
+def _faults(error: ValidationError, keys: Mapping[str, Any], prefix: str, known: Sequence[str]) -> str:
+    """What is wrong with keys and their values, with each value and what would do."""
+    found: dict[str, list[str]] = {}
+    for each in error.errors():
+        first, *rest = each["loc"] or ("",)
+        message = each["msg"].removeprefix("Value error, ")
+        for technical, plain in _PLAIN.items():
+            message = message.replace(technical, plain)
+        if each["type"] == "extra_forbidden" and not rest:
+            hint = did_you_mean(f"{prefix}{first}", known)
+            message = hint or f"; the keys are {', '.join(sorted(known))}"
+            found[f"{prefix}{first} is no key{message}"] = []
+        elif each["type"] == "missing" and not rest:
+            found[f"{prefix}{first} is missing, and has no default"] = []
+        elif each["loc"]:
+            value = textwrap.shorten(repr(keys.get(f"{prefix}{first}", each["input"])), 100)
+            inside = f"{rest[-1]!r}: " if len(rest) > 1 else ""
+            found.setdefault(f"{prefix}{first} is {value}: it ", []).append(inside + message)
+        else:  # of several keys together
+            found[f"{prefix}{message}"] = []
+    return "; ".join(fault + " or ".join(dict.fromkeys(of)) for fault, of in found.items())
+
+
+_PLAIN = {
+    "Input should be a valid dictionary or instance of Column": "must be a mapping of `column`",
+    "Input should be a valid tuple": "must be a list",
+    "Input should be a valid ": "must be of type ",
+    "Input should be ": "must be ",
+    "Extra inputs are not permitted": "is not known there",
+    "Field required": "is missing there",
+}
+"""What pydantic says, and how someone says it who writes YAML."""
 
 
 class Settings(MeasureSettings):

@@ -1,6 +1,7 @@
 """The YAML files of MIR tasks: where they stand, what they build on, and their keys."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from mir_task.errors import MIRError
-from mir_task.settings import PREFIX
+from mir_task.errors import MIRError, did_you_mean
+from mir_task.settings import BASE, PREFIX
 
 _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
@@ -44,7 +45,9 @@ def tasks_in(folder: Path) -> dict[str, Path]:
         if mir_keys(config):
             name = config.get("task")
             if not isinstance(name, str):
-                raise MIRError(f"{path} has keys of a MIR task and no name of one: give it `task: NAME`")
+                raise MIRError(
+                    f"{path.absolute()} has keys of a MIR task and no name of one: give it `task: NAME`"
+                )
             tasks[name] = path
     return tasks
 
@@ -52,7 +55,26 @@ def tasks_in(folder: Path) -> dict[str, Path]:
 def groups_in(folder: Path) -> dict[str, tuple[str, ...]]:
     """Names of the tasks, or of groups, in each group of a folder's YAML files."""
     configs = [_read(path) for path in sorted(folder.rglob("*.yaml"))]
-    return {config["group"]: tuple(config["task"]) for config in configs if "group" in config}
+    groups = {}
+    for config in configs:
+        if isinstance(config.get("group"), str):
+            members = config.get("task") or []
+            members = [members] if isinstance(members, str) else members
+            names = (each.get("task") if isinstance(each, dict) else each for each in members)
+            groups[config["group"]] = tuple(name for name in names if isinstance(name, str))
+    return groups
+
+
+def benchmarks_in(folder: Path) -> list[str]:
+    """Names of the tasks in a folder's YAML files that are not of MIR."""
+    configs = [_read(path) for path in sorted(folder.rglob("*.yaml"))]
+    return [c["task"] for c in configs if isinstance(c.get("task"), str) and not mir_keys(c)]
+
+
+def description(path: Path) -> str:
+    """What a YAML file says of its task: the comment that it begins with; empty where there is none."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 @contextlib.contextmanager
@@ -80,7 +102,7 @@ def with_base(
         MIRError: `mir_base` names no task, or bases name each other.
     """
     own = dict(config)
-    base = own.pop("mir_base", None)
+    base = own.pop(BASE, None)
     if base is None:
         return own
     if bases is None:
@@ -91,7 +113,9 @@ def with_base(
         raise MIRError(f"mir_base goes round in a circle: {' -> '.join([*within, base])}")
     if base not in bases:
         raise MIRError(
-            f"task {own.get('task')}: mir_base names {base!r}, which is none of {', '.join(bases)}"
+            f"task {own.get('task')}: mir_base is {base!r}, and no MIR task has that name"
+            f"{did_you_mean(base, bases)}: name one that `mir-task tasks` lists, or one in the folder "
+            "of --include_path"
         )
     found = bases[base]
     found = _read(found) if isinstance(found, Path) else found
@@ -122,7 +146,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise MIRError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from error
+        raise MIRError(
+            f"{path.absolute()} is no YAML that can be read: {' '.join(str(error).split())}"
+        ) from error
     return config if isinstance(config, dict) else {}
 
 

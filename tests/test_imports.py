@@ -12,7 +12,7 @@ import pytest
 import mir_task
 
 PACKAGE = Path(mir_task.__file__).parent
-PLAIN = {"_version", "captions", "errors", "files", "result", "settings", "tasks"}
+PLAIN = {"_version", "captions", "errors", "files", "progress", "result", "settings", "tasks"}
 """Modules of plain values at the top, which know no folder."""
 ALLOWED = {
     "metric": {"errors", "result"},
@@ -29,7 +29,7 @@ ALLOWED = {
         *("moca", "plugin", *PLAIN),
     },
     "commands": {"harness", "reports", "documents", "demo", *PLAIN},
-    "demo": {"errors"},
+    "demo": {"errors", "progress"},
     "callback": {"measuring", "captions", "errors", "result"},
     "moca": {"capture", "errors"},
     "plugin": {"errors", "tasks"},

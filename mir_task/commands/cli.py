@@ -10,46 +10,41 @@ import click
 from mir_task._version import __version__
 from mir_task.commands import reports
 from mir_task.commands.card import card
+from mir_task.commands.options import FOLDER, NEW_FILE, NEW_FOLDER, SETTINGS, Group, numbers
 from mir_task.commands.reproduce import reproduce
+from mir_task.commands.task_list import tasks
 from mir_task.commands.zoo import zoo
-from mir_task.errors import MIRError
+from mir_task.errors import did_you_mean
 from mir_task.settings import PLACEMENTS, Settings
 from mir_task.tasks import mir_keys, packaged_tasks, read_task, tasks_in
 
-_SIZES = "1,5,10,20,50,100,200,500,800,1000"
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
-class _Group(click.Group):
-    """Commands whose `MIRError` ends in one message and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except MIRError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group)
-@click.version_option(__version__)
+@click.group(cls=Group, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="mir-task")
 def main() -> None:
-    """MIR, the Modality Integration Rate, of vision-language models."""
+    """MIR, the Modality Integration Rate, of vision-language models.
+
+    Measuring itself is `lmms-eval --tasks mir_coco ...`; these commands prepare it and read what it
+    leaves. Options are written with underscores or hyphens alike.
+    """
 
 
 for command in (
     *(card, reports.compare, reports.leaderboard, reports.plot, reports.robustness),
-    *(reproduce, zoo),
+    *(reproduce, tasks, zoo),
 ):
     main.add_command(command)
 
 _include_path = click.option(
-    "--include_path", type=reports.FOLDER, help="Folder with YAML files of further tasks."
+    "--include_path", type=FOLDER, help="Folder with YAML files of your own tasks."
 )
 
 
-@main.group()
+@main.group(cls=Group)
 def data() -> None:
-    """Documents of the tasks."""
+    """Carry the documents of a task to a machine without a network."""
 
 
 def _config(task: str, include_path: Path | None) -> dict[str, Any]:
@@ -62,14 +57,22 @@ def _config(task: str, include_path: Path | None) -> dict[str, Any]:
     if include_path is not None:
         paths |= tasks_in(include_path)
     if task not in paths:
-        raise click.UsageError(f"no task {task!r}; there are {', '.join(paths)}")
+        hint = did_you_mean(task, paths)
+        there = (
+            "`mir-task tasks` lists them" if include_path is None else f"there are {', '.join(paths)}"
+        )
+        raise click.UsageError(f"no MIR task {task!r}{hint}; {there}")
     return read_task(paths[task], paths)
 
 
 @data.command()
 @click.argument("task")
-@click.option("--to", "folder", type=reports.NEW_PATH, required=True, help="Folder to write to.")
-@click.option("--documents", type=_AT_LEAST_1, help="Number of documents; the task's own if left out.")
+@click.option("--to", "folder", type=NEW_FOLDER, required=True, help="Folder that the file goes to.")
+@click.option(
+    "--documents",
+    type=_AT_LEAST_1,
+    help="How many documents to write; as many as the task measures if left out.",
+)
 @_include_path
 def prepare(task: str, folder: Path, documents: int | None, include_path: Path | None) -> None:
     """Write exactly TASK's documents to a small parquet file.
@@ -107,10 +110,30 @@ class _Chosen(NamedTuple):
 def _of_model(command: Callable[..., None]) -> Callable[..., None]:
     """The options of commands that load a model; the command is given one `_Chosen` for them."""
 
-    @click.option("--model", required=True, help="Adapter of the harness, as for lmms-eval.")
-    @click.option("--model_args", default="", help="Its arguments, as for lmms-eval.")
-    @click.option("--force_simple", is_flag=True, help="The simple adapter where there is a chat one.")
-    @click.option("--task", default="mir_demo", show_default=True, help="Whose documents are used.")
+    @click.option(
+        "--model",
+        metavar="ADAPTER",
+        required=True,
+        help="Adapter of the harness that loads the model, such as llava_hf; as for lmms-eval.",
+    )
+    @click.option(
+        "--model_args",
+        metavar="KEY=VALUE,...",
+        default="",
+        help="Arguments of the adapter, such as pretrained=PATH,device=cuda; as for lmms-eval.",
+    )
+    @click.option(
+        "--force_simple",
+        is_flag=True,
+        help="Take the adapter's older, simple kind where it has a chat kind too; as for lmms-eval.",
+    )
+    @click.option(
+        "--task",
+        metavar="NAME",
+        default="mir_demo",
+        show_default=True,
+        help="MIR task whose documents run through the model; `mir-task tasks` lists them.",
+    )
     @_include_path
     @functools.wraps(command)
     def wrapped(**options: Any) -> None:
@@ -122,9 +145,11 @@ def _of_model(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @_of_model
 @click.option(
-    "--placement", type=click.Choice(PLACEMENTS), help="Where the text stands; the best if left out."
+    "--placement",
+    type=click.Choice(PLACEMENTS),
+    help="Where a document's text stands in the prompt; the best that the adapter does if left out.",
 )
-@click.option("--html", type=reports.NEW_FILE, help="Draw the tokens into this file.")
+@click.option("--html", type=NEW_FILE, help="Draw the model's tokens as a page into this file.")
 def check(chosen: _Chosen, placement: str | None, html: Path | None) -> None:
     """Say what MIR would measure of a model, on two documents, and whether it can.
 
@@ -135,7 +160,7 @@ def check(chosen: _Chosen, placement: str | None, html: Path | None) -> None:
     config = chosen.config()
     if placement is not None:
         config["mir_placement"] = placement
-    report = check.check(chosen.load(), config)
+    report = check.check(chosen.load, config)
     click.echo(check.report_text(report))
     if html is not None:
         check.write_html(report, html)
@@ -144,28 +169,48 @@ def check(chosen: _Chosen, placement: str | None, html: Path | None) -> None:
 
 @main.command()
 @_of_model
-@click.option("--batch_size", default=1, show_default=True, help="Of the adapter.")
 @click.option(
-    "--sizes", callback=reports.numbers, default=_SIZES, show_default=True, help="Documents of a sample."
+    "--batch_size",
+    type=_AT_LEAST_1,
+    default=1,
+    show_default=True,
+    help="Documents that the adapter runs at once.",
 )
-@click.option("--draws", type=_AT_LEAST_1, default=10, show_default=True, help="Samples of each size.")
-@click.option("--documents", type=_AT_LEAST_1, help="To draw from; twice the largest size if left out.")
+@click.option(
+    "--sizes",
+    metavar="NUMBERS",
+    callback=numbers,
+    help="How many documents to measure MIR of, such as 10,50,100; if left out those of 1, 5, 10, "
+    "50, ..., 1000 of which the task's data has twice as many.",
+)
+@click.option(
+    "--draws",
+    type=_AT_LEAST_1,
+    default=10,
+    show_default=True,
+    help="How many random samples to take of each size.",
+)
+@click.option(
+    "--documents",
+    type=_AT_LEAST_1,
+    help="How many documents to draw the samples from; twice the largest size if left out.",
+)
 @click.option(
     "--memory",
     type=float,
-    help="GiB for rows, where each layer runs; half of what is free if left out. The documents run once "
-    "for every few layers whose rows fit.",
+    help="GiB for hidden states on each device; half of what is free if left out. Where they do not "
+    "fit, the documents run again for the other layers.",
 )
-@click.option("--output_path", type=reports.NEW_PATH, help="Folder for a JSON file.")
+@click.option("--output_path", type=NEW_FOLDER, help="Also write a JSON file into this folder.")
 def samples(chosen: _Chosen, batch_size: int, output_path: Path | None, **options: Any) -> None:
-    """MIR by the number of documents, as in the paper's Table 6, from one set of forwards.
+    """How MIR depends on the number of documents, as in the paper's Table 6.
 
-    Prints mean and range over random draws of each size.
+    Runs each document once, and prints mean and range over random samples of each size.
     """
     from mir_task.files import write_json
     from mir_task.harness.samples import samples
 
-    taken = samples(chosen.load(batch_size), chosen.config(), **options)
+    taken = samples(functools.partial(chosen.load, batch_size), chosen.config(), **options)
     click.echo(taken.table())
     if output_path is not None:
         of = {"task": chosen.task, "model": chosen.model, "model_args": chosen.model_args}
@@ -174,9 +219,12 @@ def samples(chosen: _Chosen, batch_size: int, output_path: Path | None, **option
 
 
 @main.command()
-@click.argument("folder", type=reports.NEW_PATH, default=Path("demo-output"))
+@click.argument("folder", type=NEW_FOLDER, default=Path("demo-output"))
 def demo(folder: Path) -> None:
-    """Measure a small model, made on the spot, and put everything into FOLDER."""
+    """Measure and rank small models that come with the package, on a CPU in a few minutes.
+
+    Results, logs and the leaderboard's page, board.html, go into FOLDER; demo-output if left out.
+    """
     from mir_task.demo.run import run
 
     run(folder)

@@ -1,34 +1,23 @@
 """Commands that read what runs left on disk: `compare`, `leaderboard`, `plot`, `robustness`."""
 
+import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mir_task.errors import MIRError
+from mir_task.commands.options import EITHER, FILE, FOLDER, NEW_FILE, numbers
+from mir_task.errors import MIRError, did_you_mean
 
 if TYPE_CHECKING:
     from mir_task.reports.records import Runs
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-NEW_PATH = click.Path(file_okay=False, path_type=Path)
 DIAGNOSTICS = (
     *("share", "norm_ratio", "centroid_distance", "mean_cosine", "rms_norm", "trace"),
     *("scale_free_distance", "bures_angle", "participation_ratio", "effective_rank", "cka"),
     *("neighbour_overlap", "token_cosine", "sliced_wasserstein", "mmd2"),
 )
-
-
-def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Numbers from a text with commas between them; 0 is one of a layer alone."""
-    parts = value.split(",") if value else []
-    least = 0 if parameter.name == "layers" else 1
-    if not all(part.strip().isdecimal() and int(part) >= least for part in parts):
-        raise click.BadParameter(f"{value!r} is no list of numbers such as 10,100")
-    return tuple(int(part) for part in parts)
 
 
 def runs_in(folders: Iterable[Path], same_models: Mapping[str, str] | None = None) -> "Runs":
@@ -49,6 +38,15 @@ def _pairs(
         if not all(value.partition("=")[::2]):
             raise click.BadParameter(f"{value!r} is not of the form NAME=MODEL")
     return dict(value.split("=", 1) for value in values)
+def _check_columns(runs: "Runs", patterns: Iterable[str]) -> None:
+    """Raise MIRError for a pattern that no benchmark column of a model with MIR has."""
+    models = {record.model.name for record in runs.records}
+    columns = sorted({name for of in runs.scores if of.model.name in models for name in of.values})
+    for pattern in patterns:
+        if not any(fnmatch.fnmatch(name, pattern) for name in columns):
+            hint = did_you_mean(pattern.strip("*"), columns)
+            there = f"the columns are {', '.join(columns)}" if columns else "there is no column at all"
+            raise MIRError(f"--benchmark {pattern!r} is no column of these results{hint}; {there}")
 
 
 @click.command()
@@ -63,22 +61,26 @@ def robustness(folder: Path) -> None:
 
     text = tables(runs_in([folder]).records, TASK_CONFIGS)
     if not text:
-        raise MIRError(f"no side file of a task of mir_robustness is in {folder}: run lmms-eval first")
+        raise MIRError(
+            f"no side file of a task of mir_robustness is in {folder.absolute()} or below: run "
+            f"`lmms-eval --tasks mir_robustness ... --output_path {folder}` first"
+        )
     click.echo(text)
 
 
 @click.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=FOLDER)
-@click.option("--csv", type=NEW_FILE, help="Write a row a value into this file.")
-@click.option("--json", type=NEW_FILE, help="Write everything into this file.")
-@click.option("--html", type=NEW_FILE, help="Write a page that needs nothing else.")
-@click.option("--all-runs", is_flag=True, help="Every run, not the newest of each model.")
+@click.option("--csv", type=NEW_FILE, help="Also write the table into this CSV file, one model a row.")
+@click.option("--json", type=NEW_FILE, help="Also write values, curves and details into this JSON file.")
+@click.option("--html", type=NEW_FILE, help="Also write a page for the browser, in one file.")
+@click.option("--all_runs", is_flag=True, help="Show every run of a model, not its newest alone.")
 @click.option(
     "--benchmark",
     "benchmarks",
+    metavar="PATTERN",
     multiple=True,
-    default=("*",),
-    help="Columns whose names match, such as 'mmbench*'; all if left out. Any number of times.",
+    help="Show the benchmark columns whose names match, such as 'mmbench*'; may be given several "
+    "times. All columns if left out.",
 )
 @click.option(
     "--same_model",
@@ -106,11 +108,12 @@ def leaderboard(
 
     runs = runs_in(folders, same_models)
     if not runs.records:
-        places = ", ".join(map(str, folders))
+        places = ", ".join(str(folder.absolute()) for folder in folders)
         raise MIRError(f"no MIR in {places}: run lmms-eval with a MIR task and --output_path first")
+    _check_columns(runs, benchmarks)
     for name in without_mir(runs):
         click.echo(f"no MIR of {name}: if it has another name there, --same_model NAME=MODEL", err=True)
-    board = leaderboard.board(runs, all_runs=all_runs, benchmarks=benchmarks)
+    board = leaderboard.board(runs, all_runs=all_runs, benchmarks=benchmarks or ("*",))
     for ending, file in files.items():
         if file is not None:
             with written_whole(file) as partial:
@@ -119,10 +122,12 @@ def leaderboard(
 
 
 @click.command()
-@click.argument("first", type=click.Path(exists=True, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, path_type=Path))
-@click.option("--task", help="Which task, where folders hold several.")
-@click.option("--json", "json_file", type=NEW_FILE, help="Write everything into this file.")
+@click.argument("first", type=EITHER)
+@click.argument("second", type=EITHER)
+@click.option("--task", metavar="NAME", help="The task to compare, where folders hold several.")
+@click.option(
+    "--json", "json_file", type=NEW_FILE, help="Also write the comparison into this JSON file."
+)
 def compare(first: Path, second: Path, task: str | None, json_file: Path | None) -> None:
     """MIR of SECOND less that of FIRST, and whether the difference can be told from zero.
 
@@ -158,19 +163,27 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     "--diagnostic",
     type=click.Choice(DIAGNOSTICS),
     default="share",
-    help="What is drawn beside distances and norms.",
+    help="Measure of each layer that is drawn beside distances and norms.",
 )
 @click.option(
     "--tokens",
     type=FILE,
-    help="Tokens of a run with mir_sample_rows (.npz), drawn in two dimensions instead.",
+    help="Draw tokens in two dimensions instead: the .npz file of a run whose task has "
+    "`mir_sample_rows`.",
 )
 @click.option(
     "--layers",
     callback=numbers,
-    help="Of --tokens, 0 for the decoder's input; the first, the middle and the last if left out.",
+    metavar="NUMBERS",
+    help="Decoder layers that --tokens draws, such as 1,16,32, or 0 for what enters the first; the "
+    "first, the middle and the last if left out.",
 )
-@click.option("--method", type=click.Choice(("pca", "tsne")), default="pca", help="Of --tokens.")
+@click.option(
+    "--method",
+    type=click.Choice(("pca", "tsne")),
+    default="pca",
+    help="How --tokens gets to two dimensions.",
+)
 def plot(
     side_files: tuple[Path, ...],
     picture: Path,

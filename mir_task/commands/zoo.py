@@ -1,5 +1,8 @@
 """`mir-task zoo`: every model of a list, and the leaderboard of what they left."""
 
+import shlex
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +11,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from mir_task.commands.options import FILE, words
 from mir_task.commands.reports import runs_in
 from mir_task.commands.zoo_list import LAUNCHERS, Options, read, shell_commands
-from mir_task.commands.zoo_runs import Outcome, Zoo
-
-
-def _parts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    """Parts of a text with commas between them."""
-    return tuple(part for part in value.split(",") if part)
+from mir_task.commands.zoo_runs import Outcome, Process, Zoo
+from mir_task.errors import did_you_mean
+from mir_task.progress import EVERY, telling
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -40,30 +41,68 @@ def _variables(
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("models", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("models", type=FILE)
 @click.option(
     "--tasks",
+    metavar="NAMES",
     default="",
-    callback=_parts,
-    help="In the place of the file's, with commas between.",
+    callback=words,
+    help="Tasks of all models, with commas between; those that the file names if left out.",
 )
-@click.option("--output_path", "folder", type=click.Path(path_type=Path), required=True)
-@click.option("--launcher", type=click.Choice(list(LAUNCHERS)), default="none", help="Of each run.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, help="Of each run, by the launcher.")
-@click.option("--time-limit", callback=_seconds, help="Of each run: seconds, or 30m, or 8h.")
 @click.option(
-    "--env", "environment", multiple=True, callback=_variables, help="NAME=VALUE for each run."
+    "--output_path",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for results and logs, a folder in it for each model.",
+)
+@click.option(
+    "--launcher",
+    type=click.Choice(list(LAUNCHERS)),
+    default="none",
+    help="Start each model in several processes by this launcher.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    help="How many processes the launcher starts for each model.",
+)
+@click.option(
+    "--time_limit",
+    metavar="TIME",
+    callback=_seconds,
+    help="End a model that takes longer, as failed: seconds, or 30m, or 8h.",
+)
+@click.option(
+    "--env",
+    "environment",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_variables,
+    help="Set an environment variable for the models; may be given several times.",
 )
 @click.option(
     "--gpus",
+    metavar="NUMBERS",
     default="",
-    callback=_parts,
-    help="Such as 0,1: a run on each at a time; one run without.",
+    callback=words,
+    help="Measure one model at a time on each of these GPUs, such as 0,1; one model at a time if left "
+    "out.",
 )
-@click.option("--retry-failed", is_flag=True, help="Run again what failed before.")
-@click.option("--only", multiple=True, help="Name of a run; others are left alone.")
-@click.option("--dry-run", is_flag=True, help="Say what would run.")
-@click.option("--print-commands", is_flag=True, help="Print one command a model, for a scheduler.")
+@click.option("--retry_failed", is_flag=True, help="Measure again the models that failed before.")
+@click.option(
+    "--only",
+    metavar="NAME",
+    multiple=True,
+    help="Measure the model of this name alone, as --dry_run prints names; may be given several times.",
+)
+@click.option("--dry_run", is_flag=True, help="Say which models would be measured, and measure none.")
+@click.option(
+    "--print_commands",
+    is_flag=True,
+    help="Print a command for each model, for a scheduler, and measure none.",
+)
 def zoo(
     models: Path,
     tasks: tuple[str, ...],
@@ -74,17 +113,22 @@ def zoo(
     print_commands: bool,
     **options: Any,
 ) -> None:
-    """Measure each model of MODELS, a file as for lmms-eval's --config, in a process of its own.
+    """Measure many models one after the other, each in a process of its own, and rank them.
 
-    What is finished in the output folder is not run again, so that the same command goes on after
-    whatever stopped it. Exit code 1 when a model failed.
+    MODELS is a YAML file as for lmms-eval's --config: a list of `model`, `model_args` and `tasks`. What
+    is finished in the output folder is not measured again, so the same command goes on after whatever
+    stopped it. Exit code 1 when a model failed.
     """
-    from mir_task.reports import leaderboard
-
     runs = read(models, tasks)
     if only:
-        if unknown := set(only) - {run.name for run in runs}:
-            raise click.UsageError(f"no run is named {', '.join(sorted(unknown))} in {models}")
+        names = [run.name for run in runs]
+        for name in only:
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise click.UsageError(
+                    f"no run of {models.absolute()} is named {name!r}{hint}; there are "
+                    f"{', '.join(names)}"
+                )
         runs = [run for run in runs if run.name in only]
     if print_commands:
         click.echo("\n".join(shell_commands(models, runs, _given(click.get_current_context()))))
@@ -97,16 +141,53 @@ def zoo(
             would = "would run" if known is None or again else f"{known.state}: {known.detail}"
             click.echo(f"{run.name}: {would}")
         return
-    outcomes = []
-    for outcome in batch.run(retry_failed=retry_failed):
-        outcomes.append(outcome)
-        click.echo(progress_line(outcome, outcomes, len(runs), len(batch.options.gpus)))
+    outcomes: list[Outcome] = []
+    progress = _Progress(outcomes, len(runs))
+    try:
+        for outcome in batch.run(retry_failed=retry_failed, watch=progress):
+            outcomes.append(outcome)
+            click.echo(progress_line(outcome, outcomes, len(runs), len(batch.options.gpus)))
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nbroken off: {len(outcomes)} of {len(runs)} models are over and stay. "
+            f"The same command goes on with the others:\n  {_again()}",
+            err=True,
+        )
+        raise SystemExit(130) from None
     click.echo(summary(outcomes))
-    board = leaderboard.board(runs_in([folder]))
+    with telling("ranking"):
+        from mir_task.reports import leaderboard
+
+        board = leaderboard.board(runs_in([folder]))
     if board["groups"]:
         click.echo(f"\n{leaderboard.markdown(board)}")
     if any("failed" in outcome.state for outcome in outcomes):
         raise SystemExit(1)
+
+
+class _Progress:
+    """Says every few seconds what the running models do.
+
+    Args:
+        over: outcomes so far.
+        total: number of models.
+    """
+
+    def __init__(self, over: Sequence[Outcome], total: int) -> None:
+        self._over, self._total = over, total
+        self._told = -EVERY
+
+    def __call__(self, running: Sequence[Process]) -> None:
+        now = time.monotonic()
+        if running and now - self._told >= EVERY:
+            self._told = now
+            for number, process in enumerate(running, start=len(self._over) + 1):
+                click.echo(f"[{number}/{self._total}] {process.progress()}")
+
+
+def _again() -> str:
+    """The command that was given, to type once more."""
+    return shlex.join(["mir-task", *sys.argv[1:]])
 
 
 def _given(context: click.Context) -> list[str]:
@@ -135,9 +216,21 @@ def progress_line(outcome: Outcome, so_far: Sequence[Outcome], total: int, at_on
         line += f" in {outcome.seconds:.0f} s"
     left = total - len(so_far)
     if ran and left:
-        minutes = sum(ran) / len(ran) * left / max(at_once, 1) / 60
-        line += f", about {minutes:.0f} min left"
+        line += f", about {_time(sum(ran) / len(ran) * left / max(at_once, 1))} left"
     return f"{line}: {outcome.detail}"
+
+
+def _time(seconds: float) -> str:
+    """A time as a person says it.
+
+    >>> _time(29), _time(100), _time(5000), _time(20000)
+    ('29 s', '1 min 40 s', '83 min', '5.6 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 10000 else f"{seconds / 3600:.1f} h"
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -148,5 +241,5 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         if "failed" in outcome.state:
             lines.append(f"  {outcome.run.name}: {outcome.detail}")
     if states["failed before"]:
-        lines.append("  run what failed before again with --retry-failed")
+        lines.append("  run what failed before again with --retry_failed")
     return "\n".join(lines)

@@ -81,7 +81,7 @@ def entries(path: Path) -> list[Any]:
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise MIRError(f"{path} cannot be read: {error}") from error
+        raise MIRError(f"{path.absolute()} cannot be read: {error}") from error
     return found if isinstance(found, list) else [found]
 
 

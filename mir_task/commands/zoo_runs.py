@@ -6,24 +6,26 @@ file that says why.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, Field
 
 from mir_task.commands.guard import RUN_VARIABLE, end_run
 from mir_task.commands.zoo_list import Options, Run, command
 from mir_task.errors import MIRError
 from mir_task.files import write_json
+from mir_task.progress import last_line, progress
+from mir_task.reports.side_file import parsed
 from mir_task.settings import RUNS_VARIABLE
 
 _POLL = 0.2
@@ -31,6 +33,19 @@ _POLL = 0.2
 _ENDING = 30.0
 # Bytes left on a disk that counts as full.
 _LITTLE = 2**16
+
+
+class _Failure(BaseModel):
+    """What a run, or one task of it, notes where it failed."""
+
+    why: str
+
+
+class _Results(BaseModel):
+    """What the harness writes of a run, as far as it is judged by it."""
+
+    results: dict[str, dict[str, Any]]
+    group_subtasks: dict[str, Any] = Field(default_factory=dict)
 
 
 class Outcome(NamedTuple):
@@ -66,7 +81,7 @@ class Zoo:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise MIRError(f"{folder} cannot be written to: {error}") from error
+            raise MIRError(f"{folder.absolute()} cannot be written to: {error}") from error
 
     def done(self, run: Run) -> Path:
         """Where the results of a finished run are."""
@@ -88,17 +103,20 @@ class Zoo:
                 return Outcome(run, "failed before", str(error))
         if self._failure(run).is_file():
             try:
-                why = json.loads(self._failure(run).read_text("utf-8"))["why"]
-            except (OSError, ValueError, KeyError) as error:
-                why = f"its record cannot be read: {error}"
+                why = parsed(_Failure, self._failure(run), "record of a failure").why
+            except MIRError as error:
+                why = str(error)
             return Outcome(run, "failed before", why)
         return None
 
-    def run(self, *, retry_failed: bool) -> Iterator[Outcome]:
+    def run(
+        self, *, retry_failed: bool, watch: Callable[[list["Process"]], None] = lambda running: None
+    ) -> Iterator[Outcome]:
         """Run what is not finished; yields each run's outcome as it comes, those from before first.
 
         Args:
             retry_failed: run again what failed before.
+            watch: is given the runs that are running, several times a second.
         """
         waiting: list[Run] = []
         for run in self.runs:
@@ -108,11 +126,12 @@ class Zoo:
             else:
                 yield known
         free = list(self.options.gpus) or [""]
-        running: list[_Process] = []
+        running: list[Process] = []
         try:
             while waiting or running:
                 while waiting and free:
-                    running.append(_Process(self, waiting.pop(0), free.pop(0)))
+                    running.append(Process(self, waiting.pop(0), free.pop(0)))
+                watch(running)
                 time.sleep(_POLL)
                 for process in [process for process in running if process.ended()]:
                     running.remove(process)
@@ -123,7 +142,7 @@ class Zoo:
                 process.kill()
 
 
-class _Process:
+class Process:
     """A run that is running."""
 
     def __init__(self, zoo: Zoo, run: Run, gpu: str) -> None:
@@ -147,8 +166,8 @@ class _Process:
             if zoo.done(run).exists():  # with results that cannot be read
                 zoo.done(run).rename(zoo.folder / f"{run.name}.damaged-{time.time_ns()}")
             # A folder of its own: processes of a launcher that was killed may write to the last one.
-            output = tempfile.mkdtemp(dir=zoo.folder, prefix=f".{run.name}.", suffix=".partial")
-            self.output = Path(output)
+            self.output = zoo.folder / f".{run.name}.{uuid.uuid4().hex[:8]}.partial"
+            self.output.mkdir()  # with the mode that the umask leaves
             (self.output / "config.yaml").write_text(yaml.safe_dump([dict(run.config)]), "utf-8")
             with zoo.log(run).open("wb") as log:
                 guard = [sys.executable, "-m", "mir_task.commands.guard"]
@@ -176,6 +195,11 @@ class _Process:
             self.kill()
             return True
         return False
+
+    def progress(self) -> str:
+        """How long it runs and what it said last."""
+        seconds, said = time.monotonic() - self.started, last_line(self.zoo.log(self.run))
+        return progress(self.run.name, seconds, said or "starting")
 
     def kill(self) -> None:
         """End the run and whatever it started."""
@@ -235,12 +259,8 @@ def whole_results(folder: Path, run: Run) -> dict[str, dict[str, Any]]:
     paths = sorted(folder.rglob("*_results.json"))
     if not paths:
         raise MIRError("it wrote no results")
-    try:
-        written = json.loads(paths[-1].read_text("utf-8"))
-        results = dict(written["results"])
-        groups = written.get("group_subtasks", {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MIRError(f"its results {paths[-1].name} cannot be read: {error}") from error
+    written = parsed(_Results, paths[-1], "results file of the harness")
+    results, groups = written.results, written.group_subtasks
     missing = [task for task in run.tasks if not (results.get(task) or groups.get(task))]
     if missing:
         raise MIRError(f"its results have no {', '.join(missing)}")
@@ -253,8 +273,8 @@ def whole_results(folder: Path, run: Run) -> dict[str, dict[str, Any]]:
 def _why(folder: Path, task: str) -> str:
     """The reason that a run noted for a task without a value."""
     for path in sorted(folder.rglob(f"*_failed_{task}.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return f": {json.loads(path.read_text('utf-8'))['why']}"
+        with contextlib.suppress(MIRError):
+            return f": {parsed(_Failure, path, 'record of a failure').why}"
     return ""
 
 

@@ -21,10 +21,10 @@ import pyarrow
 import pyarrow.parquet
 
 from mir_task.documents.media import open_media, soundfile_package, with_bytes
-from mir_task.documents.sources import DATA_ROOT, Rows, Source, load
+from mir_task.documents.sources import Rows, Source, load
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
-from mir_task.settings import Column, Settings
+from mir_task.settings import DATA_ROOT, Column, Settings
 
 FEATURES = datasets.Features(
     id=datasets.Value("string"),
@@ -95,13 +95,31 @@ def prepare(task: str, settings: Settings, folder: Path) -> Path:
     return path
 
 
+def available(task: str, settings: Settings) -> int:
+    """How many documents a task's data holds.
+
+    Raises:
+        MIRError: as `documents`.
+    """
+    copy = _copy_of(task)
+    if copy is not None:
+        return int(pyarrow.parquet.read_metadata(copy).num_rows)
+    media = load(Source.of(task, "media", settings))
+    if settings.text_dataset is None:
+        return len(media.numbers)
+    text = load(Source.of(task, "text", settings))
+    if settings.pairing == "by_id":
+        return len(media.numbers.keys() & text.numbers.keys())
+    return min(len(media.numbers), len(text.numbers))
+
+
 def _fixed(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in settings.keys().items() if _SOURCE.fullmatch(key)}
 
 
 def _copy_of(task: str) -> Path | None:
     root = os.environ.get(DATA_ROOT)
-    path = Path(root or ".") / f"{task}.parquet"
+    path = Path(root or ".").expanduser().absolute() / f"{task}.parquet"
     return path if root and path.is_file() else None
 
 

@@ -5,6 +5,7 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -12,6 +13,8 @@ from PIL import Image, ImageFile, ImageOps
 from mir_task.errors import MIRError
 
 _pillow = threading.Lock()
+_CHANNELS = ((), (3,), (4,))
+"""Of an array, behind height and width."""
 # Tags of TIFF: bits of a sample, the largest sample of whole and of other numbers, and the orientation.
 _BITS, _LARGEST, _LARGEST_FLOAT, _ORIENTATION = 258, 281, 341, 274
 
@@ -29,6 +32,40 @@ def open_image(file: io.BytesIO | str | Path) -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MIRError(f"the image cannot be read ({error}); replace or leave out the file") from error
+
+
+def picture_of(medium: Any) -> Any:
+    """The picture that someone passed: a PIL image, an array, or the path of a file.
+
+    Args:
+        medium: a path may be a string; one that is an address or holds the file's content is left to
+            the processor.
+
+    Raises:
+        MIRError: it is none of them, with its type, or an array of other than bytes.
+    """
+    if isinstance(medium, Image.Image):
+        return as_seen(medium)
+    if isinstance(medium, np.ndarray):
+        if medium.dtype != np.uint8 or medium.ndim not in (2, 3) or medium.shape[2:] not in _CHANNELS:
+            raise MIRError(
+                f"an image is an array of {medium.dtype} {list(medium.shape)}: pass uint8, 0 to 255, of "
+                "[height, width], [height, width, 3] or [height, width, 4], or a PIL image"
+            )
+        return as_seen(Image.fromarray(medium))
+    if isinstance(medium, str) and (
+        medium.startswith(("http:", "https:", "data:")) or len(medium) > 999
+    ):
+        return medium
+    if isinstance(medium, str | Path):
+        if not Path(medium).is_file():
+            raise MIRError(
+                f"an image is {str(medium)!r}, and there is no file {Path(medium).absolute()}"
+            )
+        return open_image(medium)
+    raise MIRError(
+        f"an image is of type {type(medium).__name__}: pass a PIL image, an array of uint8 or a path"
+    )
 
 
 @contextlib.contextmanager

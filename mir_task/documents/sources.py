@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from mir_task.documents.cells import Cell, check_modality, field, file_of, id_of, text_of
 from mir_task.documents.folders import kind_of_file, read_folder
 from mir_task.documents.tables import ENDINGS, Table, kind_of, matching, read_table
-from mir_task.errors import MIRError
-from mir_task.settings import Column, Settings
+from mir_task.errors import MIRError, did_you_mean
+from mir_task.settings import DATA_ROOT, Column, Settings
 
 PACKAGE = Path(__file__).parents[1]
-DATA_ROOT = "MIR_TASK_DATA"
+_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""A name that the Hub can have."""
 _FEATURES = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
 
 
@@ -74,8 +76,8 @@ class Rows(NamedTuple):
             name, rest = column, []
         if name not in self.table.columns:
             raise MIRError(
-                f"task {self.source.task}: {key} is {column!r}, which {self.path} does not have; it has "
-                f"{', '.join(self.table.columns)}"
+                f"task {self.source.task}: {key} is {column!r}, which {self.path} does not have"
+                f"{did_you_mean(name, self.table.columns)}; it has {', '.join(self.table.columns)}"
             )
         return name, rest
 
@@ -142,8 +144,8 @@ def load(source: Source) -> Rows:
     """
     failures = []
     for name in source.datasets:
-        path = _path_of(name)
         try:
+            path = _path_of(name)
             local = _read_local(path, name, source)
             table = _read_hub(path, source) if local is None else local
         except MIRError as error:
@@ -155,11 +157,15 @@ def load(source: Source) -> Rows:
         if source.role == "media" and (kind := table.kind(source.column)) is not None:
             check_modality(f"the column {source.column!r} of {path}", kind, source.kind)
         return rows
+    looked_at = " or ".join(str(Path(name).absolute()) for name in source.datasets)
     raise MIRError(
         f"{_named(source, ' or '.join(source.datasets))}, configuration {source.config or 'default'}, "
-        f"split {source.split} cannot be read ({'; '.join(failures)}), and {Path.cwd()} has no path of "
-        f"that name. Where there is a network, make a copy with `mir-task data prepare {source.task} "
-        f"--to DIR`, carry DIR here and set {DATA_ROOT}=DIR"
+        f"split {source.split} cannot be read: there is no file or folder {looked_at}"
+        f"{_near(Path(source.datasets[0]).absolute(), others=False)}, {_in_data_root(source)}, and the "
+        f"Hugging Face Hub does not give it ({'; '.join(failures)}). A relative path starts in the "
+        "folder that the command runs in, so write it whole. Of a data set on the Hub, make a copy "
+        f"where there is a network, with `mir-task data prepare {source.task} --to DIR`, carry DIR here "
+        f"and set {DATA_ROOT}=DIR"
     )
 
 
@@ -198,15 +204,42 @@ def _path_of(name: str) -> str:
     """Where to read a data set from: this package, the data root, or as named."""
     if name.startswith("mir_task:"):
         return str(PACKAGE / name.removeprefix("mir_task:"))
-    return _under_data_root(name) or str(Path(name).expanduser())
+    path = Path(name).expanduser()
+    here = str(path.absolute()) if path.exists() or _is_local(name) else name
+    return _under_data_root(name) or here
 
 
 def _under_data_root(name: str) -> str | None:
-    """The folder of a data set in the data root, where there is one and no path of that name here."""
+    """The folder of a data set in the data root, where there is one and no path of that name here.
+
+    Raises:
+        MIRError: the variable names no folder, and the name is of no path.
+    """
     root = os.environ.get(DATA_ROOT)
-    if not root or Path(name).exists() or not (Path(root) / name).is_dir():
+    if not root or Path(name).exists() or _is_local(name):
         return None
-    return str(Path(root) / name)
+    folder = Path(root).expanduser().absolute()
+    if not folder.is_dir():
+        raise MIRError(
+            f"{name} is looked for in {DATA_ROOT} first, which is {root!r}, and there is no folder "
+            f"{folder}{_near(folder)}. Set the variable to the folder that `mir-task data prepare TASK "
+            "--to DIR` wrote to, or unset it"
+        )
+    return str(folder / name) if (folder / name).is_dir() else None
+
+
+def _in_data_root(source: Source) -> str:
+    """What was looked for in the folder that the variable names, in words."""
+    root = os.environ.get(DATA_ROOT)
+    if not root:
+        return f"{DATA_ROOT} is not set"
+    folder = Path(root).expanduser().absolute()
+    names = [f"{source.task}.parquet", *source.datasets]
+    there = sorted(path.name for path in folder.iterdir())[:5]
+    return (
+        f"{DATA_ROOT}, {folder}, holds none of {', '.join(names)} (it holds "
+        f"{', '.join(there) or 'nothing'})"
+    )
 
 
 def _read_local(path: str, name: str, source: Source) -> Table | None:
@@ -222,7 +255,8 @@ def _read_local(path: str, name: str, source: Source) -> Table | None:
         return read_table(paths)
     if not Path(path).is_dir():
         if _is_local(name):
-            raise MIRError(f"{name} is not there{_near(Path(path))}")
+            looked_at = "" if name == path else f" (looked for at {path})"
+            raise MIRError(f"{name} is not there{looked_at}{_near(Path(path))}")
         return None
     if source.data_set or _under_data_root(name) == path:
         return None
@@ -235,17 +269,23 @@ def _is_local(name: str) -> bool:
         name.startswith(("/", "~", ".", "mir_task:"))
         or kind_of(name) is not None
         or kind_of_file(name) is not None
+        or not _ID.fullmatch(name)
         or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
     )
 
 
-def _near(path: Path) -> str:
-    """What lies where a path was looked for."""
+def _near(path: Path, *, others: bool = True) -> str:
+    """What lies where a path was looked for, nearest names first.
+
+    Args:
+        path: that is not there.
+        others: whether names that are not near are worth telling.
+    """
     parent = path.parent
     while not parent.is_dir():
         path, parent = parent, parent.parent
     there = sorted(other.name for other in parent.iterdir() if not other.name.startswith("."))
-    close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5) or there[:5]
+    close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5) or there[: 5 * others]
     return f": {parent.resolve()} holds {', '.join(close)}" if close else ""
 
 

@@ -1,6 +1,6 @@
 """What MIR would measure of a model, on two documents, for a person to read: `mir-task check`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ from lmms_eval.api.model import lmms
 
 from mir_task.capture.hooks import Prefill
 from mir_task.documents.document import Document
-from mir_task.errors import MIRError
+from mir_task.errors import MIRError, did_you_mean
 from mir_task.files import written_whole
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
+from mir_task.harness.task import MIRTask
 from mir_task.measuring import plan
 from mir_task.measuring.found import found_by
 from mir_task.measuring.seen import Caption, Seen
@@ -75,8 +76,12 @@ def load(model: str, model_args: str, *, force_simple: bool, batch_size: int = 1
     Raises:
         MIRError: the adapter or its model cannot be loaded, with the cause.
     """
-    from lmms_eval.models import get_model
+    from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 
+    known = MODEL_REGISTRY_V2.list_model_names()
+    if model not in known:
+        hint = did_you_mean(model, known) or "; `lmms-eval models` lists them"
+        raise MIRError(f"the harness has no adapter {model!r}{hint}")
     try:
         return get_model(model, force_simple).create_from_arg_string(
             model_args, {"batch_size": batch_size}
@@ -89,20 +94,31 @@ def load(model: str, model_args: str, *, force_simple: bool, batch_size: int = 1
             ) from error
         raise MIRError(
             f"the adapter {model} could not load its model: {type(error).__name__}: {error}"
+            f"{_missing_path(model_args)}"
         ) from error
 
 
-def check(lm: lmms, config: dict[str, Any]) -> Report:
+def _missing_path(model_args: str) -> str:
+    """A hint where the checkpoint could be a path that is not there."""
+    for name, _, value in (part.partition("=") for part in model_args.split(",")):
+        if name.strip() in ("pretrained", "model", "model_path") and not Path(value).exists():
+            return f" (as a path, {name.strip()}={value} would be {Path(value).absolute()}: not there)"
+    return ""
+
+
+def check(load: Callable[[], lmms], config: dict[str, Any]) -> Report:
     """Run two documents of a task through an adapter.
 
     Args:
-        lm: loaded adapter.
+        load: gives the loaded adapter; called once the task's data is known to be there.
         config: of the task; all its documents count for the plan, as long as the two on average.
 
     Raises:
         MIRError: MIR cannot be measured, with the reason.
     """
-    task, documents = documents_of(lm, {**config, "mir_documents": DOCUMENTS})
+    task = MIRTask({**config, "mir_documents": DOCUMENTS})
+    lm = load()
+    documents = documents_of(lm, task)
     modality = task.settings.modality
     adapter = Adapter(lm, task.settings)
     with adapter.capturing(losses=task.settings.measures_captions):

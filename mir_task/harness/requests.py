@@ -5,9 +5,9 @@ import functools
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mir_task.harness.adapter import Adapter
 from mir_task.harness.output import Run, current_run
 from mir_task.harness.task import SPLIT, FailedTask, MIRTask, Request
 from mir_task.measuring.passes import Measurement, measure_together
-from mir_task.measuring.processes import all_gather, on_every_rank, rank
+from mir_task.measuring.processes import all_gather, on_every_rank, rank, wait_for_results
 from mir_task.reports.report import write_report
 
 
@@ -35,11 +35,14 @@ def mir_prefill(lm: lmms, requests: list[Request]) -> list[tuple[str, dict[str, 
     Raises:
         MIRError: on every process, where no task of the run has anything to show.
     """
+    wait_for_results()
     run = current_run(lm)
     of_task: dict[MIRTask, list[Request]] = {}
     for request in requests:
         of_task.setdefault(request.task, []).append(request)
     failures: list[Exception] = []
+    failed: dict[MIRTask, Exception] = {}
+    """Those that were measured in vain."""
     with _random_state_kept():
         try:
             tasks = _agreed(list(of_task))
@@ -51,8 +54,10 @@ def mir_prefill(lm: lmms, requests: list[Request]) -> list[tuple[str, dict[str, 
             try:
                 _measure(lm, task, of_task[task], run)
             except Exception as error:  # noqa: BLE001 - told here, as on every other process
+                before = any(_reason(task, error) == _reason(*other) for other in failed.items())
                 failures.append(error)
-                _fail(task, run, error, chief=rank() == 0)
+                failed[task] = error
+                _fail(task, run, error, chief=rank() == 0, told=before)
     if failures and all(task.alone and task.result is None for task in of_task):
         raise failures[0]
     return [r.task.answer(r.task.test_docs()[r.doc_id]["id"]) for r in requests]
@@ -90,10 +95,19 @@ def _measure(lm: lmms, task: MIRTask, requests: list[Request], run: Run) -> None
     task.result = measured.result
 
 
-def _fail(task: MIRTask, run: Run, error: Exception, *, chief: bool) -> None:
-    """Leave a task without a value; one process writes down why."""
+def _reason(task: MIRTask, error: Exception) -> str:
+    """Why a task cannot be measured, without its name."""
+    return str(error).removeprefix(f"{task.name}: ")
+
+
+def _fail(task: MIRTask, run: Run, error: Exception, *, chief: bool, told: bool = False) -> None:
+    """Leave a task without a value; one process writes down why, `told` of another task or not."""
     if not isinstance(task, FailedTask):  # of which it was told when it was loaded
-        logger.error(f"{task.name}: {str(error).removeprefix(f'{task.name}: ')}")
+        reason = _reason(task, error)
+        if told:
+            start = textwrap.shorten(reason, 100, placeholder=" …")
+            reason = f"for the same reason as a task before it ({start})"
+        logger.error(f"{task.name}: {reason}")
     task.failure = error
     if chief:
         what = {"task": task.name, **run.facts, "why": str(error), "settings": task.keys}
@@ -146,16 +160,11 @@ def adapter_documents(task: MIRTask, requests: list[Request]) -> Iterator[Docume
         )
 
 
-def documents_of(lm: lmms, config: Mapping[str, Any]) -> tuple[MIRTask, list[Document]]:
-    """A task and its documents for a loaded adapter, outside a run of the harness.
-
-    Raises:
-        MIRError: as `MIRTask`.
-    """
-    task = MIRTask(dict(config))
+def documents_of(lm: lmms, task: MIRTask) -> list[Document]:
+    """The documents of a task for a loaded adapter, outside a run of the harness."""
     task.build_all_requests()
     lm.task_dict[task.name] = task.dataset
-    return task, list(adapter_documents(task, task.instances))
+    return list(adapter_documents(task, task.instances))
 
 
 def _conclude(lm: lmms, task: MIRTask, measured: Measurement, run: Run) -> None:

@@ -6,7 +6,7 @@ measured from the rows of its documents.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,19 +14,24 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from mir_task.documents.draw import in_draw_order
+from mir_task.documents.draw import available, in_draw_order
 from mir_task.errors import MIRError
 from mir_task.files import versions
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.requests import documents_of
+from mir_task.harness.task import MIRTask
 from mir_task.measuring import plan
 from mir_task.measuring.run import run_documents
 from mir_task.metric.definition import ComputedLayer, result_of_layers
 from mir_task.reports.side_file import SCHEMA_VERSION
 from mir_task.result import LayerResult, MIRResult
+from mir_task.settings import Settings
 from mir_task.statistics.meter import MIRMeter
+from mir_task.tasks import mir_keys, with_base
 
 _NAMES = ("mir", "mir_published_fast")
+SIZES = (1, 5, 10, 20, 50, 100, 200, 500, 800, 1000)
+"""Those of the paper's Table 6."""
 
 
 class Sample(NamedTuple):
@@ -76,11 +81,35 @@ class Samples:
             yield size, [self.values[sample] for sample in sorted(self.values) if sample.size == size]
 
 
+def _sizes(
+    config: Mapping[str, Any], sizes: Sequence[int], documents: int | None
+) -> tuple[Sequence[int], int]:
+    """The sizes of the samples, and the number of documents to draw them from.
+
+    Raises:
+        MIRError: there are fewer documents than that, with what there is.
+    """
+    name = str(config.get("task"))
+    there = available(name, Settings.of(f"task {name}", mir_keys(config)))
+    if not sizes:
+        most = min(documents or there, there)
+        sizes = [size for size in SIZES if 2 * size <= most] or [1]
+    count = documents or (2 * sizes[-1] if 2 * sizes[-1] <= there else there)
+    if count > there:
+        raise MIRError(f"{name} has {there} documents, and --documents asks for {count}: lower it")
+    if count < sizes[-1]:
+        raise MIRError(
+            f"a sample of {sizes[-1]} documents cannot be drawn from {count}: lower the largest of "
+            f"--sizes or raise --documents; {name} has {there}"
+        )
+    return sizes, count
+
+
 def samples(
-    lm: lmms,
+    load: Callable[[], lmms],
     config: Mapping[str, Any],
     *,
-    sizes: Sequence[int],
+    sizes: Sequence[int] = (),
     draws: int = 10,
     documents: int | None = None,
     memory: float | None = None,
@@ -88,9 +117,9 @@ def samples(
     """MIR of several draws of each size.
 
     Args:
-        lm: loaded adapter.
+        load: gives the loaded adapter; called once sizes and documents are known to fit.
         config: of the task that the documents are of.
-        sizes: numbers of documents.
+        sizes: numbers of documents; where empty, those of `SIZES` of which there are twice as many.
         draws: random samples of each size.
         documents: to draw from; twice the largest size where None.
         memory: GiB for rows where each layer runs; half of what is free where None. The documents run
@@ -100,14 +129,11 @@ def samples(
         MIRError: sizes and documents do not fit each other, the rows of one layer do not fit into
             `memory`, or the task cannot be measured.
     """
-    sizes = sorted(set(sizes))
-    count = documents or 2 * sizes[-1]
-    if count < sizes[-1]:
-        raise MIRError(
-            f"a sample of {sizes[-1]} documents cannot be drawn from {count}: lower the size or raise "
-            "the number of documents"
-        )
-    task, queue = documents_of(lm, {**config, "mir_documents": count})
+    config = with_base(config)
+    sizes, count = _sizes(config, sorted(set(sizes)), documents)
+    task = MIRTask({**config, "mir_documents": count})
+    lm = load()
+    queue = documents_of(lm, task)
     adapter = Adapter(lm, task.settings)
     orders = [in_draw_order((document.id for document in queue), n, count) for n in range(draws)]
     members = {

@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 from mir_task.capture.decoder import reading_part
 from mir_task.documents.document import Document, messages
 from mir_task.documents.others import other_row
-from mir_task.documents.pictures import as_seen
+from mir_task.documents.pictures import as_seen, picture_of
 from mir_task.errors import MIRError
 from mir_task.measuring.calls import media_marks
 from mir_task.measuring.found import Check
@@ -57,8 +58,9 @@ def measure(
     Args:
         model: with a text decoder; may be wrapped by DistributedDataParallel or `torch.compile`.
         processor: of the model, with a chat template; its tokenizer is enough where `encode` is given.
-        pairs: of a medium and a text: a PIL image, the path of a video, or audio as the processor takes
-            it. A sequence is read one pair at a time.
+        pairs: of a medium and a text: a PIL image, an array of uint8 [height, width, 3] or the path of
+            an image, the path of a video, or audio as the processor takes it. A sequence is read one
+            pair at a time.
         encode: from a medium and a text to the keyword arguments of the model's forward, a batch of
             one, for models without a chat template or to measure another prompt.
         name: for progress bars and messages.
@@ -75,7 +77,7 @@ def measure(
         pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
         inner = reading_part(_unwrapped(model))
         with on_every_rank():
-            documents = list(_share(pairs))
+            documents = list(_share(pairs, _reader_of(chosen.modality, encode)))
         make = functools.partial(_Processor, inner, processor, chosen, encode)
         with undisturbed(inner):
             measured = measure_together(make, documents, chosen, name, bars=bars, words=_of_keywords)
@@ -112,7 +114,8 @@ def check(
         inner = reading_part(_unwrapped(model))
         reader = _Processor(inner, processor, chosen, encode)
         some = list(itertools.islice(pairs, 2))
-        documents = [_document(some, row) for row in range(len(some))]
+        read = _reader_of(chosen.modality, encode)
+        documents = [_document(some, row, read) for row in range(len(some))]
         if not documents:
             raise MIRError("check: no pair was given; pass one or two pairs of a medium and a text")
         with undisturbed(inner), reader.capturing():
@@ -202,32 +205,40 @@ class _Processor(Reader):
         return []
 
 
-def _share(pairs: Any) -> Iterator[Document]:
+def _reader_of(modality: str, encode: Encode | None) -> Callable[[Any], Any]:
+    """From a medium as it was passed to what a processor takes; `encode` takes what it likes."""
+    if encode is not None:
+        return lambda medium: as_seen(medium) if isinstance(medium, Image.Image) else medium
+    if modality == "image":
+        return picture_of
+    return lambda medium: str(medium) if isinstance(medium, Path) else medium
+
+
+def _share(pairs: Any, read: Callable[[Any], Any]) -> Iterator[Document]:
     """This process's documents."""
     for row in range(rank(), len(pairs), world_size()):
-        yield _document(pairs, row)
+        yield _document(pairs, row, read)
 
 
-def _document(pairs: Any, row: int) -> Document:
+def _document(pairs: Any, row: int, read: Callable[[Any], Any]) -> Document:
     pair = pairs[row]
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
         raise MIRError(f"pairs[{row}] is {type(pair).__name__}, not (medium, text)")
-    other = functools.partial(_other_medium, pairs, row) if len(pairs) > 1 else None
-    to_media = functools.partial(_medium, pairs, row)
+    other = functools.partial(_other_medium, pairs, row, read) if len(pairs) > 1 else None
+    to_media = functools.partial(_medium, pairs, row, read)
     return Document(str(row), row, pair[1], to_media, to_other_media=other)
 
 
-def _medium(pairs: Any, number: int, row: Any) -> list[Any]:
-    medium = pairs[number][0]
-    return [as_seen(medium) if isinstance(medium, Image.Image) else medium]
+def _medium(pairs: Any, number: int, read: Callable[[Any], Any], row: Any) -> list[Any]:
+    return [read(pairs[number][0])]
 
 
-def _other_medium(pairs: Any, number: int, row: Any) -> list[Any]:
+def _other_medium(pairs: Any, number: int, read: Callable[[Any], Any], row: Any) -> list[Any]:
     own = pairs[number][0]
     other = other_row(number, len(pairs), 0, lambda n: _are_one(pairs[n][0], own))
     if other is None:
         raise MIRError(f"all {len(pairs)} pairs hold one medium, so no other can take its place")
-    return _medium(pairs, other, row)
+    return _medium(pairs, other, read, row)
 
 
 def _are_one(medium: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import datetime
 import functools
 import itertools
 import os
@@ -41,6 +42,33 @@ def end_gloo() -> None:
     """
     if dist.is_available() and dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
+
+
+def wait_for_results() -> None:
+    """Have this process, at its end, wait until the first process has come to its own.
+
+    The first one writes the harness's results when the others are through already. A launcher ends all
+    processes once one of them fails, so one that breaks while it ends would take the results along.
+    """
+    if world_size() > 1 and _await_first not in _waiting:
+        _waiting.append(_await_first)
+        atexit.register(_await_first)  # runs before `end_gloo`, as what was registered last runs first
+
+
+_waiting: list[Callable[[], None]] = []
+_WRITTEN = "mir_task/written"
+"""Key, in the processes' common store, that the first process sets when it ends."""
+_PATIENCE = datetime.timedelta(minutes=30)
+
+
+def _await_first() -> None:
+    if not dist.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # of a store that ended with the first process
+        if dist.get_rank() == 0:
+            _store().set(_WRITTEN, "")
+        else:
+            _store().wait([_WRITTEN], _PATIENCE)
 
 
 def rank() -> int:

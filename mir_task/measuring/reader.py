@@ -301,7 +301,14 @@ class Reader:
 
     def _why_nothing(self, call: Call, batch: list[Document]) -> str:
         if reason := call.reason(document.text for document in batch):
-            return reason
+            deaf = not media_token_ids(self.model, self.modality)
+            if not deaf or call.refusal or call.of_media:
+                return reason
+            return (
+                f"{type(self.model).__name__} has no token for {self.modality} in its configuration, "
+                f"and {self.name} failed on it ({reason}): choose a model and an adapter that take "
+                f"{self.modality}, or a task of what they take"
+            )
         if call.forwards[0]:
             cause = (
                 f"cross-attention, or the {self.modality} was dropped"

@@ -19,8 +19,9 @@ published figures, never to be mixed with `mir`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,33 @@ def check_outlier_rule(rule: str) -> None:
     """Raise MIRError unless `rule` is one that this module knows."""
     if rule not in OUTLIER_RULES:
         raise MIRError(f"outliers must be one of {', '.join(OUTLIER_RULES)}, got {rule!r}")
+
+
+def as_rows(layers: Any, modality: str) -> list[Tensor]:
+    """The rows of each layer as tensors; numpy arrays are taken too.
+
+    Args:
+        layers: one tensor or array [tokens, d] a layer.
+        modality: of the tokens, for messages.
+
+    Raises:
+        MIRError: a layer is neither.
+    """
+    if not isinstance(layers, Iterable) or isinstance(layers, str | Mapping):
+        raise MIRError(
+            f"{modality} is of type {type(layers).__name__}: pass one tensor [tokens, d] a layer"
+        )
+    found = []
+    for number, rows in enumerate(layers, start=1):
+        if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiu":
+            rows = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        if not isinstance(rows, Tensor):
+            raise MIRError(
+                f"layer {number}: {modality} is of type {type(rows).__name__}: pass a tensor or a numpy "
+                "array [tokens, d]"
+            )
+        found.append(rows.detach())
+    return found
 
 
 def check_rows(vision: Sequence[Tensor], text: Sequence[Tensor]) -> None:
@@ -266,7 +294,8 @@ def modality_integration_rate(
     """Modality Integration Rate of pooled hidden states (paper section 3.1).
 
     Args:
-        vision: one tensor [vision tokens, d] a decoder layer, of any floating dtype, on any device.
+        vision: one tensor [vision tokens, d] a decoder layer, of any floating dtype, on any device; or
+            a numpy array.
         text: likewise [text tokens, d].
         outliers: `"replace"` puts the per-dimension median in the place of an outlier (the published
             code), `"drop"` removes it (the paper's text).
@@ -282,14 +311,15 @@ def modality_integration_rate(
     (11.0, 1.041393)
     """
     check_outlier_rule(outliers)
+    vision, text = as_rows(vision, "vision"), as_rows(text, "text")
     check_rows(vision, text)
     layers = []
     for number, rows in enumerate(zip(vision, text, strict=True), start=1):
         modalities = []
         for modality, tokens in zip(("vision", "text"), rows, strict=True):
             check_enough(number, modality, len(tokens))
-            values = tokens.detach().to(dtype or torch.float64)
-            norms = token_norms({modality: {number: tokens.detach()}})[modality][0]
+            values = tokens.to(dtype or torch.float64)
+            norms = token_norms({modality: {number: tokens}})[modality][0]
             modalities.append(Modality.from_tokens(values, norms.to(values.dtype), outliers))
         layers.append(ComputedLayer(layer_result(number, *modalities)[0]))
     return result_of_layers(layers, outliers)

@@ -88,4 +88,4 @@ def parsed(model: type[Content], path: Path, what: str) -> Content:
         reason = ".".join(map(str, first["loc"])) + f": {first['msg']}"
     except (OSError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
-    raise MIRError(f"{path} is no {what} ({reason.removeprefix(': ')})")
+    raise MIRError(f"{path.absolute()} is no {what} ({reason.removeprefix(': ')})")

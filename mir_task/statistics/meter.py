@@ -8,6 +8,7 @@ from torch import Tensor
 from mir_task.errors import MIRError
 from mir_task.metric.definition import (
     ComputedLayer,
+    as_rows,
     check_outlier_rule,
     check_rows,
     result_of_layers,
@@ -120,7 +121,7 @@ class MIRMeter:
 
         Args:
             document_id: counted once; a second time is an error.
-            vision_rows: one tensor [vision tokens, d] a decoder layer.
+            vision_rows: one tensor, or numpy array, [vision tokens, d] a decoder layer.
             text_rows: one tensor [text tokens, d] a decoder layer.
             group: position of the document in the draw; its group is this modulo `groups`. The number
                 of documents counted before it when None.
@@ -131,9 +132,12 @@ class MIRMeter:
                 counted so far.
         """
         self._check_open([document_id])
-        rows = [[part.detach() for part in of_modality] for of_modality in (vision_rows, text_rows)]
-        numbers = self.numbers or tuple(range(1, len(rows[0]) + 1))
         try:
+            rows = [
+                as_rows(of_modality, modality)
+                for modality, of_modality in zip(MODALITIES, (vision_rows, text_rows), strict=True)
+            ]
+            numbers = self.numbers or tuple(range(1, len(rows[0]) + 1))
             check_rows(*rows)
             self._check_layers(numbers, rows)
             by_layer = (dict(zip(numbers, parts, strict=True)) for parts in rows)

@@ -164,6 +164,30 @@ def test_a_failure_on_one_process_ends_all_at_once_with_its_message(llava, tmp_p
     assert max(ended) - failed < 30
 
 
+BREAKING_AT_ITS_END = """
+import atexit, os, time
+if os.environ["RANK"] == "1":
+    atexit.register(os.abort)  # after all that is registered later
+from lmms_eval.loggers import EvaluationTracker
+save = EvaluationTracker.save_results_aggregated
+def slowly(*arguments, **options):
+    time.sleep(10)
+    return save(*arguments, **options)
+EvaluationTracker.save_results_aggregated = slowly
+from lmms_eval.__main__ import cli_evaluate
+cli_evaluate()
+"""
+
+
+def test_a_process_that_breaks_at_its_end_leaves_the_results_whole(llava, tmp_path) -> None:
+    script = tmp_path / "launch.py"
+    script.write_text(BREAKING_AT_ITS_END)
+    command = [*arguments(llava, tmp_path / "out", "mir_demo"), "--limit", "4"]
+    log = torchrun(2, str(script), *command, cwd=tmp_path, code=1)
+    assert "Signal 6" in log or "SIGABRT" in log  # the launcher saw the process break
+    assert isinstance(results(tmp_path / "out")["results"]["mir_demo"]["mir,none"], float)
+
+
 @pytest.mark.slow
 def test_data_that_one_process_cannot_read_end_all_with_its_message(llava, tmp_path) -> None:
     log = torchrun(2, "-m", "lmms_eval", *arguments(llava, tmp_path, "mir_textvqa"), cwd=tmp_path)

@@ -100,3 +100,44 @@ def test_the_hook_does_not_fail_where_the_package_is_gone(tmp_path) -> None:
         PYTHONPATH="",
     )
     assert said == "fine\n"
+
+
+TOGETHER = """
+from lmms_eval.tasks import TaskManager
+import mir_task.harness
+from mir_task import MIRError
+import sys
+manager = TaskManager(include_path="tasks")
+print("with others", len(manager.load_task_or_group(["mir_robustness", "mir_demo"])))
+try:
+    manager.load_task_or_group(["mir_robustness"])
+except MIRError as error:
+    print("raised:", error)
+try:
+    manager.load_task_or_group(["mir_base_of_none", "mir_key"])
+except MIRError as error:
+    print("raised:", error)
+"""
+
+
+def test_what_many_tasks_have_in_common_is_told_once(tmp_path) -> None:
+    (tmp_path / "tasks").mkdir()
+    start = "class: !function mir_task.harness.MIRTask\n"
+    (tmp_path / "tasks" / "a.yaml").write_text(f"task: mir_base_of_none\n{start}mir_base: mir_demoo\n")
+    (tmp_path / "tasks" / "b.yaml").write_text(
+        f"task: mir_key\n{start}mir_base: mir_demo\ndocuments: 5\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(TOGETHER)
+    log = run(sys.executable, str(script), cwd=tmp_path, HF_HUB_OFFLINE="1")
+    logged, _, rest = log.partition("with others")
+    all_of_them, _, two = rest.partition("raised: ")[2].partition("raised: ")
+    for part in (logged, all_of_them):
+        assert part.count("23 MIR tasks cannot be measured: task mir_") == 1
+        assert part.count("A relative path starts in") == 1
+        assert part.count("Likewise ") == 4
+        assert all(name in part for name in ("mir_docvqa_code", "mir_textvqa_800", "mir_coco_relevant"))
+    assert "mir_base is 'mir_demoo', and no MIR task has that name (did you mean mir_demo?)" in two
+    assert "'documents' is no key of a task (did you mean mir_documents" in two
+    assert "ChartQA" not in two
+    assert "ERROR" not in two  # told by what is raised, not logged too

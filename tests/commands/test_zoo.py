@@ -21,8 +21,9 @@ from click.testing import CliRunner
 from mir_task import MIRError
 from mir_task.commands.cli import main
 from mir_task.commands.guard import RUN_VARIABLE, end_run
+from mir_task.commands.zoo import progress_line
 from mir_task.commands.zoo_list import Options, read
-from mir_task.commands.zoo_runs import Zoo, whole_results
+from mir_task.commands.zoo_runs import Outcome, Zoo, whole_results
 from mir_task.demo.checkpoint import make_llava
 from tests.support.command import BIN
 
@@ -182,6 +183,46 @@ def test_workers_of_a_launcher_end_with_it_and_with_the_batch(tmp_path) -> None:
         shutil.rmtree(tmp_path / "out")
 
 
+def test_a_running_batch_says_what_it_does_and_how_to_go_on(tmp_path) -> None:
+    hanging, models, output = tmp_path / "hanging", tmp_path / "models.yaml", tmp_path / "out"
+    hanging.touch()
+    arguments = {"model": "standin_hangs", "model_args": f"pretrained={hanging}", "tasks": "mir_demo"}
+    models.write_text(yaml.safe_dump([arguments]))
+    old = os.umask(0o022)
+    try:
+        batch = start(models, "--output-path", output, cwd=tmp_path)
+        wait_for(lambda: list(output.glob(".*.partial")), 60)
+        (folder,) = output.glob(".*.partial")
+        assert folder.stat().st_mode & 0o777 == 0o755
+        time.sleep(10)
+        batch.send_signal(signal.SIGINT)
+        printed, _ = batch.communicate(timeout=60)
+    finally:
+        os.umask(old)
+    assert batch.returncode == 130
+    lines = [line for line in printed.splitlines() if line.startswith("[1/1] standin_hangs-")]
+    assert len(lines) >= 3, printed
+    assert all(re.search(r": \d+ s, \w", line) for line in lines)
+    assert "broken off: 0 of 1 models are over and stay" in printed
+    assert f"\n  mir-task zoo {models} --output-path {output}\n" in printed
+    assert "Aborted" not in printed
+    wait_for(lambda: not of_run(str(folder / "config.yaml")), 60)
+
+
+def test_the_time_that_is_left_is_told_down_to_seconds(models) -> None:
+    over = [Outcome(run, "done", "mir_demo 0.5", 29.0) for run in read(models)]
+    assert ", about 29 s left: " in progress_line(over[0], over[:1], 2, 1)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"why": [1]}', "3"])
+def test_a_record_of_a_failure_that_is_none_is_named(models, tmp_path, content) -> None:
+    run, _ = read(models)
+    house = Zoo([run], tmp_path / "out", Options())
+    path = tmp_path / "out" / f"{run.name}.failed.json"
+    path.write_text(content)
+    assert f"{path} is no record of a failure" in house.before(run).detail
+
+
 @pytest.mark.slow
 def test_a_batch_killed_at_any_time_goes_on_to_the_same_values(checkpoints, tmp_path) -> None:
     models = listed(tmp_path, checkpoints / "good-0", checkpoints / "good-1")
@@ -230,7 +271,7 @@ def test_dry_run_and_commands_for_a_scheduler(models, tmp_path) -> None:
     command = ["zoo", str(models), *out, "--print-commands", "--time-limit", "2h", "--env", "A=b c"]
     printed = CliRunner().invoke(main, command)
     start = f"mir-task zoo {models} --only "
-    rest = f"--output_path {tmp_path / 'out'} --time-limit 7200 --env 'A=b c'"
+    rest = f"--output_path {tmp_path / 'out'} --time_limit 7200 --env 'A=b c'"
     assert printed.output.splitlines() == [f"{start}{name} {rest}" for name in names]
 
 
@@ -242,7 +283,7 @@ def test_commands_are_of_one_run_each_however_the_list_is_spelled(models, tmp_pa
     printed = CliRunner().invoke(main, [*spelled, "--output_path=out", "--print-commands"])
     lines = printed.output.splitlines()
     assert lines == [
-        f"mir-task zoo {models.name} --only {name} --output_path out --gpus 0,1 --retry-failed"
+        f"mir-task zoo {models.name} --only {name} --output_path out --gpus 0,1 --retry_failed"
         for name in names
     ]
     for line, name in zip(lines, names, strict=True):  # each is a command that runs that one
@@ -287,7 +328,10 @@ def test_results_that_another_program_has_half_written_are_named(models, tmp_pat
     path.write_text('{"results": {"mir_demo": {"mir,none": 0.5')
     known = house.before(run)
     assert known.state == "failed before"
-    assert "its results 20260101_000000_results.json cannot be read" in known.detail
+    assert f"{path} is no results file of the harness" in known.detail
+    for content in ("[]", '{"results": [1]}', '{"results": {"mir_demo": [1]}}', '{"results": null}'):
+        path.write_text(content)
+        assert f"{path} is no results file of the harness" in house.before(run).detail
     path.write_text('{"results": {"mir_other": {"mir,none": 0.5}}}')
     assert house.before(run).detail == "its results have no mir_demo"
     path.write_text('{"results": {"mir_demo": {"mir,none": 0.5}}}')

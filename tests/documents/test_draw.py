@@ -160,16 +160,41 @@ class TestCopies:
             documents("mir_demo", settings("mir_demo"))
 
     def test_a_missing_copy_is_one_message(self, monkeypatch) -> None:
-        monkeypatch.setenv("MIR_TASK_DATA", "/nowhere")
+        monkeypatch.delenv("MIR_TASK_DATA", raising=False)
         with pytest.raises(MIRError) as caught:
             documents("mir_textvqa", settings("mir_textvqa"))
         message = str(caught.value)
+        assert f"there is no file or folder {Path.cwd() / 'lmms-lab-encoder' / 'textvqa'} or " in message
         assert (
             "lmms-lab-encoder/textvqa or lmms-lab/textvqa, configuration default, split validation"
             in message
         )
         assert "mir-task data prepare mir_textvqa --to DIR" in message
         assert "MIR_TASK_DATA=DIR" in message
+
+    def test_a_wrong_data_root_is_named_with_its_absolute_path(self, monkeypatch, tmp_path) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "carried").mkdir()
+        monkeypatch.setenv("MIR_TASK_DATA", "caried")
+        looked_at = f"MIR_TASK_DATA first, which is 'caried', and there is no folder {tmp_path}/caried"
+        with pytest.raises(MIRError, match=f"{looked_at}: {tmp_path} holds carried") as caught:
+            documents("mir_textvqa", settings("mir_textvqa"))
+        assert "network" not in str(caught.value)
+        monkeypatch.setenv("MIR_TASK_DATA", "carried")
+        empty = f"MIR_TASK_DATA, {tmp_path}/carried, holds none of mir_textvqa.parquet, lmms-lab"
+        with pytest.raises(MIRError, match=empty):
+            documents("mir_textvqa", settings("mir_textvqa"))
+        monkeypatch.setenv("MIR_TASK_DATA", "nowhere")
+        assert len(documents("mir_demo", settings("mir_demo", mir_documents=3))) == 3  # needs none
+
+    @pytest.mark.parametrize("name", ["photos", "./photos", "my/own/photos", "photos/", "my photos"])
+    def test_a_relative_folder_from_elsewhere_names_where_it_was_looked_for(
+        self, monkeypatch, tmp_path, name
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(MIRError, match=f"mir_media_dataset {name}.* {tmp_path / name}") as caught:
+            documents("x", settings("mir_demo", mir_media_dataset=name))
+        assert name == "photos" or "Hub" not in str(caught.value)
 
 
 class TestBadSource:
@@ -184,7 +209,10 @@ class TestBadSource:
             documents("x", settings("mir_coco", mir_media_split="dev"))
 
     def test_missing_file(self) -> None:
-        with pytest.raises(MIRError, match="x: mir_media_dataset nowhere.jsonl is not there: .* holds "):
+        with pytest.raises(
+            MIRError,
+            match="x: mir_media_dataset nowhere.jsonl is not there .looked for at /.*: .* holds ",
+        ):
             documents("x", settings("mir_demo", mir_media_dataset="nowhere.jsonl"))
 
 

@@ -86,6 +86,15 @@ def test_a_model_that_cannot_hear_has_no_audio_tokens(llava, tmp_path) -> None:
         evaluate.evaluate(lm, evaluate.task(**tones(tmp_path)))
 
 
+def test_an_adapter_that_fails_on_audio_is_told_apart_from_a_bad_file(llava, tmp_path) -> None:
+    message = (
+        "LlavaForConditionalGeneration has no token for audio in its configuration, and the adapter "
+        r"LlavaHf failed on it \(IndexError: .*\): choose a model and an adapter that take audio"
+    )
+    with pytest.raises(MIRError, match=message):
+        evaluate.evaluate(evaluate.load(llava), evaluate.task(**tones(tmp_path)))
+
+
 def test_check_names_the_tokens(tmp_path) -> None:
     checkpoint = llava_onevision(tmp_path / "onevision")
     keys = {"task": "mir_clips", "class": "MIRTask", **clips(tmp_path)}

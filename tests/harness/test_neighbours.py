@@ -396,7 +396,7 @@ class TestBases:
             managers.append(tasks_of(folder))
         (task,) = managers[0].load_task_or_group(["mir_a"]).values()
         assert task.settings.seed == 1
-        with pytest.raises(MIRError, match="mir_base names 'mir_base', which is none of"):
+        with pytest.raises(MIRError, match="mir_base is 'mir_base', and no MIR task has that name"):
             evaluate.task(mir_base="mir_base")
 
     def test_a_task_based_on_one_that_overrides_a_packaged_one(self, folder) -> None:

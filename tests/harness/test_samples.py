@@ -48,7 +48,7 @@ def separate(llava, tmp_path_factory):
 
 
 def test_samples_are_separate_runs(lm, separate) -> None:
-    taken = samples(lm, TASK, sizes=SIZES, draws=2, documents=12)
+    taken = samples(lambda: lm, TASK, sizes=SIZES, draws=2, documents=12)
     assert taken.passes == 1
     assert set(taken.values) == {Sample(draw, size) for draw in range(2) for size in SIZES}
     for size in SIZES:
@@ -58,21 +58,23 @@ def test_samples_are_separate_runs(lm, separate) -> None:
 
 @pytest.mark.slow
 def test_where_not_all_rows_fit_the_documents_run_again(lm) -> None:
-    wanted = samples(lm, TASK, sizes=(2, 40), draws=2, documents=60)
+    wanted = samples(lambda: lm, TASK, sizes=(2, 40), draws=2, documents=60)
     tokens = next(
         layer.vision_tokens + layer.text_tokens
-        for layer in samples(lm, TASK, sizes=(60,), draws=1, documents=60).values[Sample(0, 60)].layers
+        for layer in samples(lambda: lm, TASK, sizes=(60,), draws=1, documents=60)
+        .values[Sample(0, 60)]
+        .layers
     )
     # Rows of one layer, beside the samples that are kept of the others.
     memory = (tokens * 64 * 4 + 2 * 2 * 1024 * 64 * 4 + 1000) / 2**30
-    taken = samples(lm, TASK, sizes=(2, 40), draws=2, documents=60, memory=memory)
+    taken = samples(lambda: lm, TASK, sizes=(2, 40), draws=2, documents=60, memory=memory)
     assert taken.passes > 1
     for sample, result in taken.values.items():
         assert result.mir == pytest.approx(wanted.values[sample].mir, abs=1e-9)
 
 
 def test_the_table_has_mean_and_range(lm) -> None:
-    taken = samples(lm, TASK, sizes=(3, 6), draws=3, documents=6)
+    taken = samples(lambda: lm, TASK, sizes=(3, 6), draws=3, documents=6)
     rows = [line.split(" | ") for line in taken.table().splitlines()[2:]]
     assert [row[0] for row in rows] == ["| 3", "| 6"]
     values = [taken.values[Sample(draw, 3)].mir for draw in range(3)]
@@ -86,6 +88,21 @@ def test_the_table_has_mean_and_range(lm) -> None:
 def test_what_does_not_fit_into_memory_is_refused_with_the_way(lm) -> None:
     memory = plan.Shape(64, 4).sums(0) / 2**30
     with pytest.raises(MIRError, match=r"rows of 100 documents do not fit .* raise --memory .* --sizes"):
-        samples(lm, TASK, sizes=(1,), draws=4, documents=100, memory=memory)
+        samples(lambda: lm, TASK, sizes=(1,), draws=4, documents=100, memory=memory)
     with pytest.raises(MIRError, match="a sample of 9 documents cannot be drawn from 6"):
-        samples(lm, TASK, sizes=(9,), documents=6)
+        samples(lambda: lm, TASK, sizes=(9,), documents=6)
+
+
+def test_sizes_follow_what_there_is_and_nothing_is_loaded_before(lm) -> None:
+    def never() -> None:
+        raise AssertionError("loaded")
+
+    with pytest.raises(MIRError, match="mir_samples has 100 documents, and --documents asks for 400"):
+        samples(never, TASK, documents=400)
+    with pytest.raises(MIRError, match="a sample of 200 documents cannot be drawn from 100: lower the"):
+        samples(never, TASK, sizes=(200,))
+    with pytest.raises(MIRError, match="is not there"):
+        samples(never, {**TASK, "mir_media_dataset": "./nowhere"})
+    taken = samples(lambda: lm, TASK, draws=1)
+    assert [size for size, _ in taken.by_size()] == [1, 5, 10, 20, 50]
+    assert taken.documents == 100

@@ -157,7 +157,7 @@ class SwallowsErrors(StandIn):
 def test_check_and_a_run_name_them(llava, tmp_path, stand_in, trap: str) -> None:
     from mir_task.harness.check import check
 
-    report = check(stand_in(llava), {"task": "mir_check", "mir_base": "mir_demo"})
+    report = check(lambda: stand_in(llava), {"task": "mir_check", "mir_base": "mir_demo"})
     for document in report.documents:
         assert any(trap in found for found in document.traps)
     # A run counts them, and logs each once.

@@ -242,7 +242,11 @@ def test_what_is_refused(llava_model, pairs) -> None:
         ((model, object(), pairs), {}, "object has no tokenizer"),
         ((model, processor, rows), {}, r"pairs\[0\] is dict, not \(medium, text\)"),
         ((model, processor, []), {}, "no document could be measured"),
-        ((model, processor, pairs), {"outlier": "drop"}, "mir: outlier: Extra inputs .* outliers"),
+        (
+            (model, processor, pairs),
+            {"outlier": "drop"},
+            r"mir: outlier is no key \(did you mean outliers\?\)",
+        ),
         ((torch.nn.Linear(2, 2), processor, pairs), {}, "looked for one module with an input embedding"),
     ):
         with pytest.raises(MIRError, match=message):
@@ -294,3 +298,33 @@ def test_a_check_says_what_a_measurement_would_count(llava_model, pairs) -> None
     assert (first.vision, first.found_by) == (16, "by token ids and by provenance, which agree")
     assert pairs[0][1] in first.span
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_arrays_and_paths_are_pictures_too(llava_model, pairs, tmp_path) -> None:
+    some = pairs[:3]
+    wanted = mir_task.measure(*llava_model, some, groups=0, bars=False).mir
+    files = []
+    for number, (picture, text) in enumerate(some):
+        as_array = np.asarray(picture.convert("RGB"))
+        picture.convert("RGB").save(tmp_path / f"{number}.png")
+        path = tmp_path / f"{number}.png"
+        files.append(((as_array, text), (str(path), text), (path, text)))
+    for changed in zip(*files, strict=True):
+        assert mir_task.measure(*llava_model, list(changed), groups=0, bars=False).mir == wanted
+
+
+@pytest.mark.parametrize(
+    ("medium", "message"),
+    [
+        (np.zeros((8, 8, 3)), r"an image is an array of float64 \[8, 8, 3\]: pass uint8, 0 to 255"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"an image is an array of uint8 \[3, 8, 8\]"),
+        (np.zeros(8, dtype=np.uint8), r"an image is an array of uint8 \[8\]"),
+        (torch.zeros(3, 8, 8), "an image is of type Tensor: pass a PIL image"),
+        (b"abc", "an image is of type bytes"),
+        (None, "an image is of type NoneType"),
+        ("nowhere.png", "an image is 'nowhere.png', and there is no file /.*nowhere.png"),
+    ],
+)
+def test_what_is_no_picture_is_named(llava_model, medium, message: str) -> None:
+    with pytest.raises(MIRError, match=message):
+        mir_task.measure(*llava_model, [(medium, "A text that is long enough.")] * 2, bars=False)

@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from mir_task import MIRError, MIRResult, modality_integration_rate
+from mir_task import MIRError, MIRMeter, MIRResult, modality_integration_rate
 from mir_task.metric import definition
 from mir_task.metric.frechet import FrechetTerms, Gaussian, frechet_distance, frechet_terms
 from tests.conftest import Oracle
@@ -262,3 +263,42 @@ class TestBadInput:
         same = tokens(90, 24, 0, kind)
         with pytest.raises(MIRError, match="zero to rounding"):
             modality_integration_rate([same], [same.clone()])
+
+
+def test_a_result_is_one_short_line_and_its_layers_are_at_hand(oracle: Oracle) -> None:
+    result = modality_integration_rate(oracle.vision, oracle.text)
+    for shown in (repr(result), str(result), f"{result}"):
+        assert shown.startswith(f"MIRResult(mir={result.mir:.4f}, mir_published_fast=")
+        assert f"{len(result.layers)} layers in .layers" in shown
+        assert len(shown) < 150
+        assert "\n" not in shown
+    assert all(len(repr(layer)) < 150 for layer in result.layers)
+
+
+def test_numpy_arrays_are_taken_as_tensors_are(oracle: Oracle) -> None:
+    wanted = modality_integration_rate(oracle.vision, oracle.text)
+    vision, text = oracle.vision.numpy(), oracle.text.numpy()
+    text.flags.writeable = False
+    assert modality_integration_rate(vision, text) == wanted
+    meter = MIRMeter()
+    meter.update("all", list(vision), list(text))
+    assert meter.compute().mir == pytest.approx(wanted.mir, abs=1e-9)
+    assert modality_integration_rate(vision[:1], list(oracle.text[:1])).layers == wanted.layers[:1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[[1.0, 2.0], [3.0, 4.0]]], "layer 1: vision is of type list: pass a tensor or a numpy array"),
+        ([torch.ones(2, 2), None], "layer 2: vision is of type NoneType"),
+        ([np.array([["a", "b"]])], "layer 1: vision is of type ndarray"),
+        (3, "vision is of type int: pass one tensor"),
+        ("rows", "vision is of type str: pass one tensor"),
+        ([np.ones((2, 2), dtype=int)], r"layer 1: vision must be a floating-point tensor .*int64"),
+    ],
+)
+def test_rows_of_other_types_are_refused_by_name(rows, message: str) -> None:
+    with pytest.raises(MIRError, match=message):
+        modality_integration_rate(rows, [torch.ones(2, 2)])
+    with pytest.raises(MIRError, match=f"document 'a': {message}"):
+        MIRMeter().update("a", rows, [torch.ones(2, 2)])

@@ -257,6 +257,6 @@ def test_they_reach_the_side_file_with_those_of_the_decoder_s_input(llava, tmp_p
         assert 1 < layer["vision_participation_ratio"] < layer["dimensions"]
     assert report["settings"]["mir_extras"] == list(EXTRAS)
     with pytest.raises(
-        MIRError, match="mir_extras: Input should be 'cka', 'neighbours', .* or 'entropy_r"
+        MIRError, match="mir_extras is .*: it must be 'cka', 'neighbours', .* or 'entropy_r"
     ):
         evaluate.task(mir_extras=["kid"])

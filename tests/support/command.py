@@ -10,8 +10,8 @@ from typing import Any
 BIN = Path(sys.executable).parent
 
 
-def run(*command: str, cwd: Path, **environment: str) -> str:
-    """Output of a command, which is to exit with 0."""
+def run(*command: str, cwd: Path, code: int = 0, **environment: str) -> str:
+    """Output of a command, which is to exit with that code."""
     finished = subprocess.run(
         command,
         cwd=cwd,
@@ -22,7 +22,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
         timeout=300,
         check=False,
     )
-    assert finished.returncode == 0, finished.stdout
+    assert finished.returncode == code, finished.stdout
     return finished.stdout
 
 
@@ -39,7 +39,7 @@ def results(output: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def torchrun(processes: int, *command: str, cwd: Path, **environment: str) -> str:
+def torchrun(processes: int, *command: str, cwd: Path, code: int = 0, **environment: str) -> str:
     """Output of a command in several processes, one thread each."""
     launch = ["torchrun", "--standalone", "--nproc_per_node", str(processes)]
-    return run(*launch, *command, cwd=cwd, OMP_NUM_THREADS="1", **environment)
+    return run(*launch, *command, cwd=cwd, code=code, OMP_NUM_THREADS="1", **environment)
