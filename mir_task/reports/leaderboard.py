@@ -4,8 +4,9 @@ import csv
 import fnmatch
 import io
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -26,11 +27,16 @@ _FEW = f"; no interval of fewer than {ENOUGH} models"
 
 NO_SIDE_FILE = "no side file, so documents, placement and layers are not known"
 
-_CAPTIONS = {
-    "caption_loss": "caption loss ↓",
-    "caption_gain": "caption gain ↑",
-    "caption_gain_stderr": "±",
-}
+_CAPTIONS = ("caption_loss", "caption_gain", "caption_gain_stderr")
+
+# What rows hold beside their benchmarks, as `as_csv` and the page's own export name it.
+_PLAIN = (
+    *("rank", "model", "adapter", "arguments", "date"),
+    *("mir", "mir_stderr", "mir_published_fast", *_CAPTIONS),
+)
+_COMMON = (*Ground._fields, "document_set")
+# What metrics of which lower is better are called, where the harness does not say it.
+_LOWER = re.compile(r"(?<![a-z])(loss|perplexity|ppl|errors?|wer|cer|mae|r?mse)(?![a-z])", re.IGNORECASE)
 
 Values = npt.NDArray[Any]
 Board = dict[str, Any]
@@ -144,10 +150,7 @@ def _row(record: Record, scores: list[tuple[Scores, dict[str, float]]]) -> dict[
         "mir": record.mir,
         "mir_stderr": record.mir_stderr,
         "mir_published_fast": record.mir_published_fast,
-        **{
-            name: None if result is None else getattr(result, name)
-            for name in ("caption_loss", "caption_gain", "caption_gain_stderr")
-        },
+        **{name: getattr(record, name) for name in _CAPTIONS},
         "benchmarks": values,
         "other_arguments": others,
         "curve": None if result is None else [layer.frechet for layer in result.layers],
@@ -208,39 +211,65 @@ def _kendall(x: Values, y: Values, draws: Values) -> Values:
         return of_pairs[0] / np.sqrt(of_pairs[1] * of_pairs[2])  # type: ignore[no-any-return]
 
 
+class Column(NamedTuple):
+    """Numbers of a group's table."""
+
+    key: str
+    """Of a row, or a benchmark's name."""
+    head: str
+    lower_is_better: bool = True
+    is_benchmark: bool = False
+
+    def value(self, row: Mapping[str, Any]) -> float | None:
+        """Of a row; None where it has none."""
+        found: float | None = (row["benchmarks"] if self.is_benchmark else row).get(self.key)
+        return found
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """The same as a reader meets it."""
+        if not self.is_benchmark:
+            return _number(self.value(row))
+        return _score(self.value(row)) + ("*" if self.key in row["other_arguments"] else "")
+
+
+def _columns(group: Mapping[str, Any], content: Board) -> list[Column]:
+    """Columns of numbers, in their order; captions where the group has some."""
+    columns = [
+        Column("mir", "MIR ↓"),
+        Column("mir_stderr", "±"),
+        Column("mir_published_fast", "published fast"),
+    ]
+    if "caption_loss" in group["indicators"]:
+        columns.append(Column("caption_loss", "caption loss ↓"))
+    if "caption_gain" in group["indicators"]:
+        columns += [
+            Column("caption_gain", "caption gain ↑", lower_is_better=False),
+            Column("caption_gain_stderr", "±"),
+        ]
+    higher = {each["name"]: each["higher_is_better"] for each in content["benchmarks"]}
+    for name in group["columns"]:
+        metric = name.partition(" ")[2]
+        lower = bool(_LOWER.search(metric)) if higher[name] is None else not higher[name]
+        columns.append(Column(name, name, lower, is_benchmark=True))
+    return columns
+
+
 def markdown(content: Board) -> str:
     """The board as Markdown, a table a group."""
-    return "\n\n".join(_section(group) for group in content["groups"])
+    return "\n\n".join(_section(group, content) for group in content["groups"])
 
 
-def _section(group: dict[str, Any]) -> str:
-    names = group["columns"]
+def _section(group: dict[str, Any], content: Board) -> str:
+    names, columns = group["columns"], _columns(group, content)
     facts = [f"task {group['task']}"] if group["facts"] is None else group["facts"].values()
     lines = [f"## Group {group['number']}: {', '.join(facts)}", ""]
     if group["apart"]:
         lines += [f"{group['apart'][0].upper()}{group['apart'][1:]}.", ""]
-    captions = _CAPTIONS if set(group["indicators"]) & _CAPTIONS.keys() else {}
-    columns = ["rank", "model", "MIR ↓", "±", "published fast", *captions.values(), *names, "run"]
-    lines += [_line(columns), _line(["---:", "---", *["---:"] * (len(columns) - 3), "---"])]
+    heads = ["rank", "model", *(column.head for column in columns), "run"]
+    lines += [_line(heads), _line(["---:", "---", *["---:"] * len(columns), "---"])]
     for row in group["rows"]:
-        lines.append(
-            _line(
-                [
-                    str(row["rank"] or ""),
-                    row["label"],
-                    *(
-                        _number(row[key])
-                        for key in ("mir", "mir_stderr", "mir_published_fast", *captions)
-                    ),
-                    *(
-                        _score(row["benchmarks"].get(name))
-                        + ("*" if name in row["other_arguments"] else "")
-                        for name in names
-                    ),
-                    row["date"],
-                ]
-            )
-        )
+        cells = (column.cell(row) for column in columns)
+        lines.append(_line([str(row["rank"] or ""), row["label"], *cells, row["date"]]))
     if group["starred"]:
         lines += ["", "\\* of the same checkpoint with another adapter or other arguments"]
     correlations = group["correlations"]
@@ -301,21 +330,18 @@ def _score(value: float | None) -> str:
 def as_csv(content: Board) -> str:
     """The board as CSV, a row a value; ranks count within their group."""
     names = [benchmark["name"] for benchmark in content["benchmarks"]]
-    plain = ["rank", "model", "adapter", "arguments", "date", "mir", "mir_stderr", "mir_published_fast"]
-    plain += list(_CAPTIONS)
-    common = [*Ground._fields, "document_set"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "apart", *plain, *names, *common, "file"])
+    writer.writerow(["group", "apart", *_PLAIN, *names, *_COMMON, "file"])
     for group in content["groups"]:
         ground = group["ground"] or {"task": group["task"]}
         for row in group["rows"]:
             writer.writerow(
                 [
                     *(group[key] for key in ("number", "apart")),
-                    *(row[key] for key in plain),
+                    *(row[key] for key in _PLAIN),
                     *(row["benchmarks"].get(name) for name in names),
-                    *(ground.get(key) for key in common),
+                    *(ground.get(key) for key in _COMMON),
                     row["file"],
                 ]
             )
@@ -331,9 +357,12 @@ def as_html(content: Board) -> str:
     """The board as one page that needs nothing else."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "reports"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # details in their own order
-    environment.filters |= {"number": _number, "score": _score}
     page = environment.get_template("leaderboard.html")
-    return page.render(board=content, indicators=INDICATORS, errors=ERRORS)
+    columns = {group["number"]: _columns(group, content) for group in content["groups"]}
+    exported = {"plain": _PLAIN, "common": _COMMON}
+    return page.render(
+        board=content, columns=columns, indicators=INDICATORS, errors=ERRORS, exported=exported
+    )
 
 
 WRITERS = {"csv": as_csv, "json": as_json, "html": as_html}
