@@ -1,5 +1,6 @@
 """Commands that read what runs left on disk: `compare`, `leaderboard`, `plot`, `robustness`."""
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,9 +114,14 @@ def compare(first: Path, second: Path, task: str | None, json_file: Path | None)
 
 
 def _picture(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    if value.suffix not in (".png", ".svg"):
-        raise click.BadParameter(f"{value} ends neither in .png nor in .svg")
+    if value.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(f"{value} ends neither in .png nor in .svg nor in .pdf")
     return value
+
+
+def _texts(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
+    """Texts with commas between them; one that holds a comma stands in double quotes."""
+    return [text.strip() for text in next(csv.reader([value], skipinitialspace=True))] if value else []
 
 
 @click.command(context_settings={"show_default": True})
@@ -126,7 +132,7 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     type=NEW_FILE,
     callback=_picture,
     required=True,
-    help="Picture to write: .png or .svg.",
+    help="Picture to write: .png, .svg or .pdf.",
 )
 @click.option(
     "--diagnostic",
@@ -145,6 +151,13 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     help="Of --tokens, 0 for the decoder's input; the first, the middle and the last if left out.",
 )
 @click.option("--method", type=click.Choice(("pca", "tsne")), default="pca", help="Of --tokens.")
+@click.option(
+    "--labels", callback=_texts, help="One a side file, such as 'A,B'; else the models' names."
+)
+@click.option("--title", help="Above the picture; else what all have in common.")
+@click.option(
+    "--ordered", is_flag=True, help="Colours from dark to light, as of checkpoints in their order."
+)
 def plot(
     side_files: tuple[Path, ...],
     picture: Path,
@@ -152,6 +165,9 @@ def plot(
     tokens: Path | None,
     layers: tuple[int, ...],
     method: str,
+    labels: list[str],
+    title: str | None,
+    ordered: bool,
 ) -> None:
     """Draw the layers of one model or several over each other, from their SIDE_FILES.
 
@@ -161,8 +177,13 @@ def plot(
 
     if (tokens is None) == (not side_files):
         raise click.UsageError("give side files, or --tokens FILE.npz")
+    if tokens is not None and (labels or ordered):
+        raise click.UsageError("--labels and --ordered are of side files, not of --tokens")
     if tokens is not None:
-        plot.draw_tokens(tokens, picture, layers=layers, method=method)
+        plot.draw_tokens(tokens, picture, layers=layers, method=method, title=title)
     else:
-        plot.draw_side_files(side_files, picture, diagnostic)
+        for warning in plot.draw_side_files(
+            side_files, picture, diagnostic, labels=labels, title=title, ordered=ordered
+        ):
+            click.echo(f"warning: {warning}", err=True)
     click.echo(picture)
