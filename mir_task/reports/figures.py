@@ -40,8 +40,8 @@ def panels_of(count: int, *, columns: int, side: float = 4.4) -> tuple[Any, list
     return figure, list(axes[:count])
 
 
-def legend_of_curves(axes: Any, panel: Panel, tokens: str, alone: bool) -> None:
-    """Which line is which, of a panel of several."""
+def legend_of_curves(axes: Any, panel: Panel, tokens: str, models: int) -> None:
+    """Which line is which, of a panel of several, with so many models in it."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -49,15 +49,16 @@ def legend_of_curves(axes: Any, panel: Panel, tokens: str, alone: bool) -> None:
             [],
             [],
             ls=line,
-            color=curve.colour if alone else "0.3",
-            marker=MARKERS[n] if alone else None,
+            color=curve.colour if models == 1 else "0.3",
+            marker=MARKERS[n] if models == 1 else None,
             ms=4,
             label=curve.label.format(tokens=tokens),
         )
         for n, (curve, line) in enumerate(zip(panel.curves, LINES, strict=False))
     ]
-    # To look for the best place among many curves takes long.
-    axes.legend(handles=handles, fontsize=8, handlelength=3, loc="best" if alone else "upper right")
+    # To look for the best place among many curves takes long, and there is none.
+    place = "best" if models < 10 else "upper right"
+    axes.legend(handles=handles, fontsize=8, handlelength=3, loc=place)
 
 
 def legend_of_models(figure: Any, names: Sequence[str], painted: Sequence[Any], note: str) -> None:

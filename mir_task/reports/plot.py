@@ -99,7 +99,7 @@ def draw_layers(
                     bars = [errors.get(number, np.nan) for number in numbers]
                     axes.errorbar(numbers, values, bars, fmt="none", ecolor=colour, capsize=2, lw=0.9)
         if len(panel.curves) > 1:
-            figures.legend_of_curves(axes, panel, tokens, alone)
+            figures.legend_of_curves(axes, panel, tokens, len(results))
         figures.name_axes(axes, panel, tokens, errors=has_errors)
     if alone:
         (result,) = results.values()
