@@ -189,8 +189,11 @@ function drawCurves(ids) {
     element(svg, "path", {d: path, class: "curve", ...style});
     curves[n].forEach((value, k) => {
       if (value === null) return;
+      const error = row.curve_stderr?.[k] ?? 0;
+      if (error) element(svg, "line", {class: "bar", x1: x(k + 1), x2: x(k + 1), stroke: colour(n),
+        y1: Math.min(y(Math.max(value - error, low)), frame.bottom), y2: Math.max(y(value + error), frame.top)});
       const dot = element(svg, "circle", {cx: x(k + 1), cy: y(value), r: last > 40 ? 1.5 : 2.5, fill: colour(n)});
-      tell(dot, row.label, [["layer", k + 1], ["F", value.toPrecision(4)]]);
+      tell(dot, row.label, [["layer", k + 1], ["F", value.toPrecision(4) + (error ? ` ± ${error.toPrecision(2)}` : "")]]);
     });
     const item = element(at("legend"), "li"), key = canvas(element(item, "span"), 28, 10);
     element(key, "line", {x1: 0, x2: 28, y1: 5, y2: 5, ...style});

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from scipy import stats
 
 from mir_task.commands.cli import main
-from mir_task.reports.leaderboard import ENOUGH, as_csv, board, correlation
+from mir_task.reports.correlation import ENOUGH, correlation
+from mir_task.reports.leaderboard import as_csv, board
 from mir_task.reports.records import read_runs
 from tests.support import runs
 from tests.support.browser import seen
@@ -591,6 +592,10 @@ def test_the_page_tells_details_and_draws_what_is_chosen(page) -> None:
         out.after = tip.hidden;
         const curves = () => document.querySelectorAll("path.curve").length;
         out.curves = [curves()];
+        out.bars = document.querySelectorAll("#curves .bar").length;
+        const dot = document.querySelector("#curves circle");
+        dot.dispatchEvent(new MouseEvent("mouseenter")); out.dot = tip.innerText;
+        dot.dispatchEvent(new MouseEvent("mouseleave"));
         for (const pick of document.querySelectorAll(".pick input:not(:checked)")) {
           pick.click(); out.curves.push(curves());
         }
@@ -622,6 +627,8 @@ def test_the_page_tells_details_and_draws_what_is_chosen(page) -> None:
     assert found["curves"] == list(range(3, 15))
     assert found["strokes"] == 14  # no two look the same
     assert (found["points"], found["others"]) == (12, 8)
+    assert found["bars"] == 3 * 6
+    assert re.fullmatch(r"org/model-0\nlayer\n1\nF\n[\d.]+ ± [\d.]+", found["dot"])
     assert found["words"].startswith("Spearman ρ -1.00 (95%")
     assert found["overlaps"] == 0
 
