@@ -51,5 +51,5 @@ def seen(page, script: str, *, width: int = 1200, media: str | None = None):
     answer = re.search(r"<pre>(.*)</pre>", done.stdout, re.DOTALL)
     assert answer, done.stdout
     found, faults = json.loads(html.unescape(answer[1]))
-    assert faults == []
+    assert faults == [], faults
     return found
