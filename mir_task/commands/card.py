@@ -4,16 +4,17 @@ from pathlib import Path
 
 import click
 
+from mir_task.commands.options import EITHER, NEW_FILE
 from mir_task.commands.reports import runs_in
 
 
 @click.command()
-@click.argument("results", type=click.Path(exists=True, path_type=Path))
+@click.argument("results", type=EITHER)
 @click.option("--model", metavar="MODEL", help="Its name, where RESULTS has several models.")
 @click.option(
     "--to",
     "readme",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     metavar="README.md",
     help="Model card to update, or to begin; printed if left out.",
 )

@@ -1,5 +1,6 @@
 """Commands that read what runs left on disk: `compare`, `leaderboard`, `plot`, `robustness`."""
 
+import csv
 import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ def _pairs(
         if not all(value.partition("=")[::2]):
             raise click.BadParameter(f"{value!r} is not of the form NAME=MODEL")
     return dict(value.split("=", 1) for value in values)
+
+
 def _check_columns(runs: "Runs", patterns: Iterable[str]) -> None:
     """Raise MIRError for a pattern that no benchmark column of a model with MIR has."""
     models = {record.model.name for record in runs.records}
@@ -144,9 +147,14 @@ def compare(first: Path, second: Path, task: str | None, json_file: Path | None)
 
 
 def _picture(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    if value.suffix not in (".png", ".svg"):
-        raise click.BadParameter(f"{value} ends neither in .png nor in .svg")
+    if value.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(f"{value} ends neither in .png nor in .svg nor in .pdf")
     return value
+
+
+def _texts(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
+    """Texts with commas between them; one that holds a comma stands in double quotes."""
+    return [text.strip() for text in next(csv.reader([value], skipinitialspace=True))] if value else []
 
 
 @click.command(context_settings={"show_default": True})
@@ -157,7 +165,7 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     type=NEW_FILE,
     callback=_picture,
     required=True,
-    help="Picture to write: .png or .svg.",
+    help="Picture to write: .png, .svg or .pdf.",
 )
 @click.option(
     "--diagnostic",
@@ -184,6 +192,22 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path) ->
     default="pca",
     help="How --tokens gets to two dimensions.",
 )
+@click.option(
+    "--labels",
+    metavar="NAMES",
+    callback=_texts,
+    help="Names for the side files, with commas between them; the models' names if left out.",
+)
+@click.option(
+    "--title",
+    metavar="TEXT",
+    help="What stands above the picture; what all side files have in common if left out.",
+)
+@click.option(
+    "--ordered",
+    is_flag=True,
+    help="Colour the side files from dark to light, as suits checkpoints in their order.",
+)
 def plot(
     side_files: tuple[Path, ...],
     picture: Path,
@@ -191,6 +215,9 @@ def plot(
     tokens: Path | None,
     layers: tuple[int, ...],
     method: str,
+    labels: list[str],
+    title: str | None,
+    ordered: bool,
 ) -> None:
     """Draw the layers of one model or several over each other, from their SIDE_FILES.
 
@@ -200,8 +227,13 @@ def plot(
 
     if (tokens is None) == (not side_files):
         raise click.UsageError("give side files, or --tokens FILE.npz")
+    if tokens is not None and (labels or ordered):
+        raise click.UsageError("--labels and --ordered are of side files, not of --tokens")
     if tokens is not None:
-        plot.draw_tokens(tokens, picture, layers=layers, method=method)
+        plot.draw_tokens(tokens, picture, layers=layers, method=method, title=title)
     else:
-        plot.draw_side_files(side_files, picture, diagnostic)
+        for warning in plot.draw_side_files(
+            side_files, picture, diagnostic, labels=labels, title=title, ordered=ordered
+        ):
+            click.echo(f"warning: {warning}", err=True)
     click.echo(picture)

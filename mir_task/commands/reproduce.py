@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from mir_task.commands.options import NEW_FILE, NEW_FOLDER
 from mir_task.commands.zoo import progress_line, zoo
 from mir_task.commands.zoo_list import Options, Run, entries, run_of
 from mir_task.commands.zoo_runs import Zoo
@@ -32,14 +33,14 @@ def packaged() -> dict[str, Path]:
 @click.argument("models", metavar="NAME|FILE")
 @click.option(
     "--weights",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="Folder of checkpoints that were put together from published parts.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Name of an entry; others are left alone.")
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Also write the rows into this JSON file.",
 )
 def reproduce(

@@ -4,36 +4,35 @@ import csv
 import fnmatch
 import io
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
 
+from mir_task.reports.correlation import FEW, correlation
+from mir_task.reports.panels import standard_errors
 from mir_task.reports.records import Ground, Record, Runs, Scores, differences
 from mir_task.reports.tools import measured_by
-
-BOOTSTRAP, SEED, ENOUGH = 999, 0, 10
-"""Resamples of models behind an interval of a correlation, their seed, and the fewest models for one."""
 
 INDICATORS = {"mir": "MIR", "caption_gain": "caption gain", "caption_loss": "caption loss"}
 """What a row has of its model before any benchmark, and its name in words."""
 ERRORS = {"mir": "mir_stderr", "caption_gain": "caption_gain_stderr"}
 """Where the standard error of an indicator stands."""
 
-_FEW = f"; no interval of fewer than {ENOUGH} models"
-
 NO_SIDE_FILE = "no side file, so documents, placement and layers are not known"
 
-_CAPTIONS = {
-    "caption_loss": "caption loss ↓",
-    "caption_gain": "caption gain ↑",
-    "caption_gain_stderr": "±",
-}
+_CAPTIONS = ("caption_loss", "caption_gain", "caption_gain_stderr")
 
-Values = npt.NDArray[Any]
+# What rows hold beside their benchmarks, as `as_csv` and the page's own export name it.
+_PLAIN = (
+    *("rank", "model", "adapter", "arguments", "date"),
+    *("mir", "mir_stderr", "mir_published_fast", *_CAPTIONS),
+)
+_COMMON = (*Ground._fields, "document_set")
+# What metrics of which lower is better are called, where the harness does not say it.
+_LOWER = re.compile(r"(?<![a-z])(loss|perplexity|ppl|errors?|wer|cer|mae|r?mse)(?![a-z])", re.IGNORECASE)
+
 Board = dict[str, Any]
 """Plain values: `benchmarks` and `groups`, each with its rows, ready for JSON."""
 
@@ -149,103 +148,76 @@ def _row(record: Record, scores: list[tuple[Scores, dict[str, float]]]) -> dict[
         "mir": record.mir,
         "mir_stderr": record.mir_stderr,
         "mir_published_fast": record.mir_published_fast,
-        **{
-            name: None if result is None else getattr(result, name)
-            for name in ("caption_loss", "caption_gain", "caption_gain_stderr")
-        },
+        **{name: getattr(record, name) for name in _CAPTIONS},
         "benchmarks": values,
         "other_arguments": others,
         "curve": None if result is None else [layer.frechet for layer in result.layers],
+        "curve_stderr": None if result is None else list(standard_errors(result, "frechet").values()),
         "details": dict(record.details or {}),
         "file": str(record.path),
     }
 
 
-def correlation(
-    rows: Iterable[dict[str, Any]], benchmark: str, indicator: str = "mir"
-) -> dict[str, Any]:
-    """Rank correlations of MIR and a benchmark over models, with 95% intervals.
+class Column(NamedTuple):
+    """Numbers of a group's table."""
 
-    Args:
-        rows: of one group; those without the score or the indicator are left out.
-        benchmark: its name.
-        indicator: that is laid beside it, one of `INDICATORS`.
+    key: str
+    """Of a row, or a benchmark's name."""
+    head: str
+    lower_is_better: bool = True
+    is_benchmark: bool = False
 
-    Returns:
-        `n`, and for `spearman` and `kendall` (tau-b) `value` and `interval`: percentiles of 999
-        resamples of the models; `words` says it all. `interval` is None with fewer than 10 models,
-        `value` with fewer than 3 or where all values are equal.
-    """
-    pairs = [
-        (row[indicator], row["benchmarks"][benchmark])
-        for row in rows
-        if benchmark in row["benchmarks"] and row[indicator] is not None
+    def value(self, row: Mapping[str, Any]) -> float | None:
+        """Of a row; None where it has none."""
+        found: float | None = (row["benchmarks"] if self.is_benchmark else row).get(self.key)
+        return found
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """The same as a reader meets it."""
+        if not self.is_benchmark:
+            return _number(self.value(row))
+        return _score(self.value(row)) + ("*" if self.key in row["other_arguments"] else "")
+
+
+def _columns(group: Mapping[str, Any], content: Board) -> list[Column]:
+    """Columns of numbers, in their order; captions where the group has some."""
+    columns = [
+        Column("mir", "MIR ↓"),
+        Column("mir_stderr", "±"),
+        Column("mir_published_fast", "published fast"),
     ]
-    n = len(pairs)
-    mir, score = np.array(pairs).reshape(-1, 2).T
-    known = n >= 3 and np.ptp(mir) > 0 and np.ptp(score) > 0
-    found: dict[str, Any] = {"n": n}
-    found["spearman"] = {"value": float(stats.spearmanr(mir, score).statistic) if known else None}
-    found["kendall"] = {"value": float(stats.kendalltau(mir, score).statistic) if known else None}
-    draws = np.random.default_rng(SEED).integers(max(n, 1), size=(BOOTSTRAP, n))
-    for name, way in (("spearman", _spearman), ("kendall", _kendall)):
-        found[name]["interval"] = None
-        if known and n >= ENOUGH:
-            values = way(mir, score, draws)
-            found[name]["interval"] = np.nanquantile(values, (0.025, 0.975)).tolist()
-    return found | {"words": _correlation_text(found)}
-
-
-def _spearman(x: Values, y: Values, draws: Values) -> Values:
-    """Of each resample [draws, n] of pairs; nan where all values of one are equal."""
-    ranks = [stats.rankdata(values[draws], axis=1) for values in (x, y)]
-    one, other = (values - values.mean(axis=1, keepdims=True) for values in ranks)
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum(1) / np.sqrt((one**2).sum(1) * (other**2).sum(1))  # type: ignore[no-any-return]
-
-
-def _kendall(x: Values, y: Values, draws: Values) -> Values:
-    """Likewise tau-b, from how often each pair is in a resample: scipy's, one by one, takes seconds."""
-    counts = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]).astype(np.float32)
-    one, other = (np.sign(values[:, None] - values).astype(np.float32) for values in (x, y))
-    of_pairs = [((counts @ signs) * counts).sum(1) for signs in (one * other, abs(one), abs(other))]
-    with np.errstate(invalid="ignore"):
-        return of_pairs[0] / np.sqrt(of_pairs[1] * of_pairs[2])  # type: ignore[no-any-return]
+    if "caption_loss" in group["indicators"]:
+        columns.append(Column("caption_loss", "caption loss ↓"))
+    if "caption_gain" in group["indicators"]:
+        columns += [
+            Column("caption_gain", "caption gain ↑", lower_is_better=False),
+            Column("caption_gain_stderr", "±"),
+        ]
+    higher = {each["name"]: each["higher_is_better"] for each in content["benchmarks"]}
+    for name in group["columns"]:
+        metric = name.partition(" ")[2]
+        lower = bool(_LOWER.search(metric)) if higher[name] is None else not higher[name]
+        columns.append(Column(name, name, lower, is_benchmark=True))
+    return columns
 
 
 def markdown(content: Board) -> str:
     """The board as Markdown, a table a group."""
-    return "\n\n".join([*map(_section, content["groups"]), *measured_by(content["benchmarks"])])
+    sections = [_section(group, content) for group in content["groups"]]
+    return "\n\n".join([*sections, *measured_by(content["benchmarks"])])
 
 
-def _section(group: dict[str, Any]) -> str:
-    names = group["columns"]
+def _section(group: dict[str, Any], content: Board) -> str:
+    names, columns = group["columns"], _columns(group, content)
     facts = [f"task {group['task']}"] if group["facts"] is None else group["facts"].values()
     lines = [f"## Group {group['number']}: {', '.join(facts)}", ""]
     if group["apart"]:
         lines += [f"{group['apart'][0].upper()}{group['apart'][1:]}.", ""]
-    captions = _CAPTIONS if set(group["indicators"]) & _CAPTIONS.keys() else {}
-    columns = ["rank", "model", "MIR ↓", "±", "published fast", *captions.values(), *names, "run"]
-    lines += [_line(columns), _line(["---:", "---", *["---:"] * (len(columns) - 3), "---"])]
+    heads = ["rank", "model", *(column.head for column in columns), "run"]
+    lines += [_line(heads), _line(["---:", "---", *["---:"] * len(columns), "---"])]
     for row in group["rows"]:
-        lines.append(
-            _line(
-                [
-                    str(row["rank"] or ""),
-                    row["label"],
-                    *(
-                        _number(row[key])
-                        for key in ("mir", "mir_stderr", "mir_published_fast", *captions)
-                    ),
-                    *(
-                        _score(row["benchmarks"].get(name))
-                        + ("*" if name in row["other_arguments"] else "")
-                        for name in names
-                    ),
-                    row["date"],
-                ]
-            )
-        )
+        cells = (column.cell(row) for column in columns)
+        lines.append(_line([str(row["rank"] or ""), row["label"], *cells, row["date"]]))
     if group["starred"]:
         lines += ["", "\\* of the same checkpoint with another adapter or other arguments"]
     correlations = group["correlations"]
@@ -261,9 +233,9 @@ def _section(group: dict[str, Any]) -> str:
         lines.append(_line(["---"] * (1 + len(correlations))))
         for name in names:
             words = [found[name]["words"] for found in correlations.values()]
-            lines.append(_line([name, *(each.removesuffix(_FEW) for each in words)]))
-        if any(of["words"].endswith(_FEW) for found in correlations.values() for of in found.values()):
-            lines += ["", f"{_FEW[2].upper()}{_FEW[3:]}."]
+            lines.append(_line([name, *(each.removesuffix(FEW) for each in words)]))
+        if any(of["words"].endswith(FEW) for found in correlations.values() for of in found.values()):
+            lines += ["", f"{FEW[2].upper()}{FEW[3:]}."]
     return "\n".join(lines)
 
 
@@ -284,20 +256,6 @@ def _number(value: float | None) -> str:
     return "N/A" if value is None else f"{value:.4f}"
 
 
-def _correlation_text(found: dict[str, Any]) -> str:
-    """Both coefficients with intervals and n."""
-    n, parts = found["n"], []
-    if found["spearman"]["value"] is None:
-        return f"n = {n}; no correlation of fewer than 3 models or of equal values"
-    for name, sign in (("spearman", "Spearman ρ"), ("kendall", "Kendall τ")):
-        value, interval = found[name]["value"], found[name]["interval"]
-        part = f"{sign} {value:+.2f}"
-        if interval is not None:
-            part += f" (95% {interval[0]:+.2f} to {interval[1]:+.2f})"
-        parts.append(part)
-    return f"{', '.join(parts)}, n = {n}{'' if n >= ENOUGH else _FEW}"
-
-
 def _score(value: float | None) -> str:
     """As many decimals as a score of its size has meaning."""
     return "–" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
@@ -306,21 +264,18 @@ def _score(value: float | None) -> str:
 def as_csv(content: Board) -> str:
     """The board as CSV, a row a value; ranks count within their group."""
     names = [benchmark["name"] for benchmark in content["benchmarks"]]
-    plain = ["rank", "model", "adapter", "arguments", "date", "mir", "mir_stderr", "mir_published_fast"]
-    plain += list(_CAPTIONS)
-    common = [*Ground._fields, "document_set"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "apart", *plain, *names, *common, "file"])
+    writer.writerow(["group", "apart", *_PLAIN, *names, *_COMMON, "file"])
     for group in content["groups"]:
         ground = group["ground"] or {"task": group["task"]}
         for row in group["rows"]:
             writer.writerow(
                 [
                     *(group[key] for key in ("number", "apart")),
-                    *(row[key] for key in plain),
+                    *(row[key] for key in _PLAIN),
                     *(row["benchmarks"].get(name) for name in names),
-                    *(ground.get(key) for key in common),
+                    *(ground.get(key) for key in _COMMON),
                     row["file"],
                 ]
             )
@@ -336,9 +291,12 @@ def as_html(content: Board) -> str:
     """The board as one page that needs nothing else."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mir_task", "reports"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # details in their own order
-    environment.filters |= {"number": _number, "score": _score}
     page = environment.get_template("leaderboard.html")
-    return page.render(board=content, indicators=INDICATORS, errors=ERRORS)
+    columns = {group["number"]: _columns(group, content) for group in content["groups"]}
+    exported = {"plain": _PLAIN, "common": _COMMON}
+    return page.render(
+        board=content, columns=columns, indicators=INDICATORS, errors=ERRORS, exported=exported
+    )
 
 
 WRITERS = {"csv": as_csv, "json": as_json, "html": as_html}

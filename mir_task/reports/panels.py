@@ -1,7 +1,10 @@
 """What is drawn over the layers: panels of curves, and the diagnostics that there are."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+from mir_task.result import MIRResult, jackknife_stderr
 
 VISION, TEXT = "#D55E00", "#0072B2"
 
@@ -22,6 +25,18 @@ class Panel(NamedTuple):
     log: bool = True
     of_input: bool = False
     """Whether the decoder's input is drawn too, as layer 0."""
+    from_zero: bool = False
+    """Whether the axis begins at 0."""
+
+    def axis_label(self, tokens: str, *, errors: bool) -> str:
+        """What the axis shows, and how.
+
+        Args:
+            tokens: what the tokens that are compared with text are called.
+            errors: whether some curves have error bars.
+        """
+        notes = [*(["log scale"] if self.log else []), *(["bars: standard error"] if errors else [])]
+        return "\n".join(filter(None, (self.label.format(tokens=tokens), "; ".join(notes))))
 
     def layers(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Those to draw of what `MIRResult.to_dict` gives."""
@@ -50,7 +65,7 @@ def _single(key: str, label: str, *, log: bool = True) -> Panel:
 
 NORMS = _of_both("norm", "mean L2 norm", of_input=False)
 DIAGNOSTICS = {
-    "share": _single("share", "share of the sum of distances", log=False),
+    "share": _single("share", "share of the sum of distances", log=False)._replace(from_zero=True),
     "norm_ratio": _single("norm_ratio", "{tokens} norm / text norm"),
     "centroid_distance": _single("centroid_distance", f"distance of the means {UNIT}"),
     "mean_cosine": _single("mean_cosine", "cosine of the means", log=False),
@@ -72,3 +87,34 @@ DIAGNOSTICS = {
     "mmd2": _single("mmd2", "squared MMD", log=False),
 }
 """What `draw_layers` can draw beside distances and norms; fields are in `docs/diagnostics.md`."""
+
+
+def standard_errors(result: MIRResult, key: str) -> dict[int, float]:
+    """Standard errors of a curve, by the delete-a-group jackknife over documents.
+
+    Args:
+        result: of a model.
+        key: of the curve.
+
+    Returns:
+        By layer number; empty where the result has no values without single groups.
+    """
+    if key == "cka":
+        layers = [*([result.input_layer] if result.input_layer else []), *result.layers]
+        return {layer.layer: layer.cka_stderr for layer in layers if layer.cka_stderr is not None}
+    distances, scale_free = result.leave_one_group_out, result.scale_free_leave_one_group_out
+    left_out: Iterable[Iterable[float | None]] = {
+        "frechet": distances,
+        "share": [[distance / sum(group) for distance in group] for group in distances],
+        "scale_free_distance": scale_free,
+        "bures_angle": [
+            [None if distance is None else math.acos(1 - distance / 2) for distance in group]
+            for group in scale_free
+        ],
+    }.get(key, ())
+    columns = zip(*left_out, strict=True)
+    return {
+        layer.layer: jackknife_stderr(column)
+        for layer, column in zip(result.layers, columns, strict=False)
+        if len(column) > 1 and None not in column
+    }

@@ -1,9 +1,6 @@
-"""Pictures: curves over the layers, and a sample of the tokens in two dimensions.
+"""Pictures: curves over the layers, and a sample of the tokens in two dimensions."""
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; markers or lines say
-the same once more.
-"""
-
+import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +11,20 @@ from numpy.typing import NDArray
 
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
-from mir_task.reports.panels import DIAGNOSTICS, DISTANCE, NORMS, TERMS, TEXT, UNIT, VISION, Panel
-from mir_task.reports.side_file import SideFile, read_side_file
+from mir_task.reports import figures
+from mir_task.reports.panels import (
+    DIAGNOSTICS,
+    DISTANCE,
+    NORMS,
+    TERMS,
+    TEXT,
+    UNIT,
+    VISION,
+    Panel,
+    standard_errors,
+)
+from mir_task.reports.records import Ground, differences, read_record
+from mir_task.reports.side_file import SideFile
 from mir_task.result import MIRResult
 from mir_task.settings import TOKENS
 
@@ -23,11 +32,8 @@ Numbers = NDArray[Any]
 TokenRows = Mapping[int, tuple[Numbers, Numbers]]
 """Of some vision and some text tokens [n, d], float32, by layer number."""
 
-ENDINGS = (".png", ".svg")
+ENDINGS = (".png", ".svg", ".pdf")
 METHODS = ("pca", "tsne")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "os^Dv*P<"  # not as many as colours, so that both together say more
-_LINES = ("-", "--", ":")
 _PERPLEXITY = 30
 
 
@@ -38,17 +44,23 @@ def draw_layers(
     title: str = "",
     tokens: str = "vision",
     diagnostic: str | None = None,
+    ordered: bool = False,
+    note: str = "",
 ) -> None:
     """Draw F_k and its two terms, the raw norms of both modalities and a diagnostic over the layers.
 
-    A diagnostic is drawn of the decoder's input too, as layer 0, where it was measured.
+    A diagnostic is drawn of the decoder's input too, as layer 0, where it was measured. Error bars are
+    of the jackknife over documents, where a result has it.
 
     Args:
         results: to draw over each other, by their labels.
-        path: of the image file, PNG or SVG by its ending.
+        path: of the image file, PNG, SVG or PDF by its ending.
         title: above the panels.
         tokens: what the tokens that are compared with text are called.
         diagnostic: one of `DIAGNOSTICS`.
+        ordered: whether the results have an order, as checkpoints of a training; their colours then go
+            from dark to light.
+        note: above the labels, where there are several results.
 
     Raises:
         MIRError: a result that lacks the diagnostic.
@@ -70,58 +82,111 @@ def draw_layers(
                 f"{label}: the side file lacks {diagnostic} (an older one, or without mir_extras): "
                 f"measure again, or choose another --diagnostic of {', '.join(DIAGNOSTICS)}"
             )
-    figure, all_axes = _figure(len(panels), columns=len(panels) if alone else 2)
+    painted = figures.colours(len(results), ordered=ordered)
+    figure, all_axes = figures.panels_of(len(panels), columns=len(panels) if alone else 2)
     for axes, panel in zip(all_axes, panels, strict=True):
-        for n, of_model in enumerate(panel.layers(content) for content in contents.values()):
-            for curve, line in zip(panel.curves, _LINES, strict=False):
-                axes.plot(
-                    [layer["layer"] for layer in of_model],
-                    [layer[curve.key] for layer in of_model],
-                    line,
-                    color=curve.colour if alone else _COLOURS[n % len(_COLOURS)],
-                    marker=_MARKERS[(panel.curves.index(curve) if alone else n) % len(_MARKERS)],
-                    ms=4,
-                    lw=1.3,
-                )
+        has_errors = False
+        for n, (label, content) in enumerate(contents.items()):
+            layers = panel.layers(content)
+            numbers = [layer["layer"] for layer in layers]
+            for of_panel, (curve, line) in enumerate(zip(panel.curves, figures.LINES, strict=False)):
+                values = [layer[curve.key] for layer in layers]
+                colour = curve.colour if alone else painted[n]
+                marker = figures.MARKERS[(of_panel if alone else n) % len(figures.MARKERS)]
+                axes.plot(numbers, values, line, color=colour, marker=marker, ms=4, lw=1.3)
+                if errors := standard_errors(results[label], curve.key):
+                    has_errors = True
+                    bars = [errors.get(number, np.nan) for number in numbers]
+                    axes.errorbar(numbers, values, bars, fmt="none", ecolor=colour, capsize=2, lw=0.9)
         if len(panel.curves) > 1:
-            _legend_of_curves(axes, panel, tokens, alone)
-        axes.set_ylabel(panel.label.format(tokens=tokens))
-        _scale(axes, panel)
+            figures.legend_of_curves(axes, panel, tokens, len(results))
+        figures.name_axes(axes, panel, tokens, errors=has_errors)
     if alone:
         (result,) = results.values()
         title = f"{title}\n{_values(result)}"
     else:
         names = [f"{label}: {_values(result)}" for label, result in results.items()]
-        _legend_of_models(figure, names)
+        figures.legend_of_models(figure, names, painted, note)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
-def draw_side_files(sources: Sequence[Path], path: Path, diagnostic: str) -> None:
-    """As `draw_layers`, of side files, each labelled by what tells it from the others.
+def draw_side_files(
+    sources: Sequence[Path],
+    path: Path,
+    diagnostic: str,
+    *,
+    labels: Sequence[str] = (),
+    title: str | None = None,
+    ordered: bool = False,
+) -> list[str]:
+    """As `draw_layers`, of side files.
+
+    Args:
+        sources: side files.
+        path: of the image file.
+        diagnostic: one of `DIAGNOSTICS`.
+        labels: one a side file; where there are none, what tells it from the others.
+        title: above the panels; what all have in common where it is None.
+        ordered: as of `draw_layers`.
+
+    Returns:
+        Which values do not compare with most, and why, a sentence each. The picture says so too.
 
     Raises:
-        MIRError: a file is none, or lacks the diagnostic.
+        MIRError: a file is none, or lacks the diagnostic; or labels are too many, too few or equal.
     """
-    reports = [read_side_file(source) for source in sources]
+    records = [read_record(source) for source in sources]
+    reports = [record.result for record in records if isinstance(record.result, SideFile)]
     names = [
         (_short_name(report.model_name), report.task, str(source))
         for report, source in zip(reports, sources, strict=True)
     ]
     shared = [len({name[part] for name in names}) == 1 for part in range(3)]
-    parts = next((n for n in range(1, 4) if len({name[:n] for name in names}) == len(names)), 3)
-    labels = [
-        _joined(part for part, same in zip(name[:parts], shared, strict=False) if not same) or name[0]
-        for name in names
-    ]
+    if not labels:
+        labels = _labels(names, shared)
+    elif len(labels) != len(sources) or len(set(labels)) != len(labels):
+        raise MIRError(
+            f"--labels are {len(labels)} ({', '.join(labels)}) for {len(sources)} side files: give each "
+            "side file one of its own, with commas between them"
+        )
+    apart = _do_not_compare(labels, [record.ground for record in records])
     kinds = {TOKENS[report.modality] for report in reports}
+    common = _joined(names[0][part] for part in (1, 0) if shared[part])
     draw_layers(
         dict(zip(labels, reports, strict=True)),
         path,
-        title=_joined(names[0][part] for part in (1, 0) if shared[part]),
+        title=common if title is None else title,
         tokens=kinds.pop() if len(kinds) == 1 else "media",
         diagnostic=diagnostic,
+        ordered=ordered,
+        note=" ".join(apart),
     )
+    return apart
+
+
+def _labels(names: Sequence[tuple[str, str, str]], shared: Sequence[bool]) -> list[str]:
+    """The fewest parts of the names that tell them apart, without those that all have in common."""
+    parts = next((n for n in range(1, 4) if len({name[:n] for name in names}) == len(names)), 3)
+    return [
+        _joined(part for part, same in zip(name[:parts], shared, strict=False) if not same) or name[0]
+        for name in names
+    ]
+
+
+def _do_not_compare(labels: Sequence[str], grounds: Sequence[Ground | None]) -> list[str]:
+    """Which do not compare with the ground that most have, and why: a sentence a reason."""
+    ((common, _),) = collections.Counter(grounds).most_common(1)
+    by_reason: dict[str, list[str]] = {}
+    for label, ground in zip(labels, grounds, strict=True):
+        if ground is not None and common is not None and ground != common:
+            by_reason.setdefault("; ".join(differences(ground, common)), []).append(label)
+    rest = [label for label, ground in zip(labels, grounds, strict=True) if ground == common]
+    others = rest[0] if len(rest) == 1 else "the others"
+    return [
+        f"{', '.join(members)}: values do not compare with {others} ({reason})."
+        for reason, members in by_reason.items()
+    ]
 
 
 def title_of(report: SideFile) -> str:
@@ -157,23 +222,31 @@ def write_rows(path: Path, rows: TokenRows, title: str, tokens: str) -> Path:
     return path
 
 
-def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method: str = "pca") -> None:
+def draw_tokens(
+    source: Path,
+    path: Path,
+    *,
+    layers: Sequence[int] = (),
+    method: str = "pca",
+    title: str | None = None,
+) -> None:
     """Draw vision and text tokens of some layers in two dimensions, as figure 2 of the paper does.
 
     Outliers among them (the 3-sigma rule) are left out and counted.
 
     Args:
         source: what `write_rows` wrote.
-        path: of the image file, PNG or SVG by its ending.
+        path: of the image file, PNG, SVG or PDF by its ending.
         layers: their numbers, 0 for the decoder's input; the first, the middle and the last decoder
             layer where none is given.
         method: of `METHODS`: principal components of both modalities together, or t-SNE.
+        title: above the panels; task, model and method where it is None.
 
     Raises:
         MIRError: a file or a layer that is not there, or scikit-learn is missing.
     """
-    title, tokens, rows = _read_rows(source, layers)
-    figure, all_axes = _figure(len(rows), columns=min(len(rows), 3), side=3.6)
+    measured, tokens, rows = _read_rows(source, layers)
+    figure, all_axes = figures.panels_of(len(rows), columns=min(len(rows), 3), side=3.6)
     for axes, (number, modalities) in zip(all_axes, rows.items(), strict=True):
         kept = [_without_outliers(of_modality) for of_modality in modalities]
         left_out = sum(map(len, modalities)) - sum(map(len, kept))
@@ -190,8 +263,9 @@ def draw_tokens(source: Path, path: Path, *, layers: Sequence[int] = (), method:
         axes.set_yticks([])
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, markerscale=2)
-    figure.suptitle(_joined((title, "t-SNE" if method == "tsne" else "PCA")), fontsize=11)
-    _save(figure, path)
+    drawn = _joined((measured, "t-SNE" if method == "tsne" else "PCA"))
+    figure.suptitle(drawn if title is None else title, fontsize=11)
+    figures.save(figure, path)
 
 
 def _without_outliers(rows: Numbers) -> Numbers:
@@ -250,67 +324,3 @@ def _values(result: MIRResult) -> str:
         for name, (value, error) in figures.items()
         if value is not None
     )
-
-
-def _figure(panels: int, *, columns: int, side: float = 4.4) -> tuple[Any, list[Any]]:
-    """A figure and the axes of its panels."""
-    from matplotlib.figure import Figure
-
-    rows = -(-panels // columns)
-    size = (max(side * columns, 6), side * 0.86 * rows + 0.6)
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for unused in axes[panels:]:
-        unused.remove()
-    return figure, list(axes[:panels])
-
-
-def _legend_of_curves(axes: Any, panel: Panel, tokens: str, alone: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D(
-            [],
-            [],
-            ls=line,
-            color=curve.colour if alone else "0.3",
-            marker=_MARKERS[n] if alone else None,
-            ms=4,
-            label=curve.label.format(tokens=tokens),
-        )
-        for n, (curve, line) in enumerate(zip(panel.curves, _LINES, strict=False))
-    ]
-    axes.legend(handles=handles, fontsize=8, handlelength=3)
-
-
-def _legend_of_models(figure: Any, names: Iterable[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=_COLOURS[n % len(_COLOURS)], marker=_MARKERS[n % len(_MARKERS)], label=name)
-        for n, name in enumerate(names)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", fontsize=8, ncols=1)
-
-
-def _scale(axes: Any, panel: Panel) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if panel.log:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        if 5 < high / low < 1000:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if high / low <= 5 else NullFormatter())
-        axes.tick_params(axis="y", which="minor", labelsize=7)
-    elif panel is DIAGNOSTICS["share"]:
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel("decoder layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3, which="both", lw=0.4)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as partial:
-        figure.savefig(partial)

@@ -21,6 +21,8 @@ _WHERE_IT_RUNS = {"device", "device_map", "batch_size", "max_batch_size", "attn_
 _OTHER = re.compile(r"^samples_|^[\d_]+_failed_")
 # What lm-evaluation-harness writes of a run: results_2026-01-01T00-00-00.000000.json.
 _OF_LM_EVAL = re.compile(r"_(\d{4})-(\d\d)-(\d\d)T(\d\d)-(\d\d)-(\d\d)(\.\d+)?\.json$")
+_CAPTIONS = ("caption_loss", "caption_gain", "caption_gain_stderr")
+_BESIDE_MIR = ("mir_stderr", "mir_published_fast", *_CAPTIONS)  # in the order of `Record`'s fields
 _OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 
@@ -105,6 +107,9 @@ class Record:
     mir: float
     mir_stderr: float | None
     mir_published_fast: float | None
+    caption_loss: float | None = None
+    caption_gain: float | None = None
+    caption_gain_stderr: float | None = None
     ground: Ground | None = None
     """None where only the harness's results are left, which do not say it."""
     result: MIRResult | None = None
@@ -223,6 +228,7 @@ def read_record(path: Path) -> Record:
         mir=report.mir,
         mir_stderr=report.mir_stderr,
         mir_published_fast=None if math.isnan(fast) else fast,
+        **{name: getattr(report, name) for name in _CAPTIONS},
         ground=Ground(
             task=report.task,
             modality=report.modality,
@@ -276,8 +282,8 @@ def _read_results(path: Path, date: str, tool: str) -> tuple[list[Record], Score
         numbers = {key: value for key, value in metrics.items() if _is_number(value)}
         if any(key.startswith("mir,") for key in metrics):
             if "mir,none" in numbers:
-                of_mir = (numbers.get(f"{key},none") for key in ("mir_stderr", "mir_published_fast"))
-                records.append(Record(path, date, model, task, numbers["mir,none"], *of_mir))
+                others = (numbers.get(f"{key},none") for key in _BESIDE_MIR)
+                records.append(Record(path, date, model, task, numbers["mir,none"], *others))
             continue
         upwards = content.higher_is_better.get(task) or {}
         for key, value in numbers.items():

@@ -1,8 +1,9 @@
 """Arms of the study once more from their seeds, with caption gain, as a leaderboard.
 
 `python -m studies.alignment.board` pre-trains those that `results/gain.json` lacks (resumable), measures
-MIR, caption loss and gain, and writes `results/board.md` and `board.html` with the accuracies that are
-stored. Not all arms: one seed, and no more than 8,000 pairs, if nothing else is asked for.
+MIR, caption loss and gain, and writes `results/board.md`, `board.csv` and `board.html` with the
+accuracies that are stored. Not all arms: one seed, and no more than 8,000 pairs, if nothing else is
+asked for.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def gain_of(arm: Arm) -> tuple[str, dict[str, Any]]:
 
 def write_board(gains: dict[str, dict[str, Any]]) -> None:
     """The leaderboard of the arms that have a gain, by the command's own functions."""
-    from mir_task.reports.leaderboard import as_html, board, markdown
+    from mir_task.reports.leaderboard import WRITERS, board, markdown
     from mir_task.reports.records import read_runs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +49,8 @@ def write_board(gains: dict[str, dict[str, Any]]) -> None:
     for row in content["groups"][0]["rows"]:
         row["file"] = f"runs/{row['model']}.json"
     (RESULTS / "board.md").write_text(f"# Arms with caption gain\n\n{markdown(content)}\n", "utf-8")
-    (RESULTS / "board.html").write_text(as_html(content), "utf-8")
+    for ending in ("csv", "html"):
+        (RESULTS / f"board.{ending}").write_text(WRITERS[ending](content), "utf-8")
 
 
 def _write_run(folder: Path, name: str, gain: dict[str, Any]) -> None:
@@ -70,13 +72,13 @@ def _write_run(folder: Path, name: str, gain: dict[str, Any]) -> None:
         "documents": [{"id": str(row), "row": row} for row in range(DOCUMENTS)],
         "versions": {},
     }
+    scores = {
+        f"accuracy after SFT on {budget}": record["accuracy"][budget]["all"]
+        for budget in ("1000", "4000")
+    }
     results = {
-        "results": {
-            "scenes_vqa": {
-                f"accuracy after SFT on {budget},none": record["accuracy"][budget]["all"]
-                for budget in ("1000", "4000")
-            }
-        },
+        "results": {"scenes_vqa": {f"{name},none": value for name, value in scores.items()}},
+        "higher_is_better": {"scenes_vqa": dict.fromkeys(scores, True)},
         "config": {"model": "mir_task.measure", "model_args": ""},
         "model_name": name,
     }

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
-from studies.alignment.arms import QUESTIONS, SEEDS, arms
+from studies.alignment.arms import QUESTIONS, arms
 from studies.alignment.inputs import INPUTS
 from studies.alignment.run import RUNS
 from studies.alignment.train import SFT_BUDGETS, Arm
@@ -412,48 +412,86 @@ def tables(records: dict[str, Record], inputs: dict[str, Record]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+MARKERS = "os^DvP*X"
+LEAST = min(arm.pairs for arm in QUESTIONS["a"][1] if arm.pairs)
+"""Pairs of the shortest pre-training, up to which an axis of pairs is linear: none has no logarithm."""
+
+
+def by_setting(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of each setting, one a seed."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(setting(record), []).append(record)
+    return list(groups.values())
+
+
+def mean_and_spread(
+    groups: Iterable[Iterable[Record]], value: Callable[[Record], Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the seeds of each group [groups, ...]."""
+    values = [np.array([value(record) for record in group]) for group in groups]
+    return np.array([v.mean(0) for v in values]), np.array([v.std(0, ddof=1) for v in values])
+
+
 def plot_scatter(records: dict[str, Record]) -> Any:
     """Accuracy after SFT over MIR, the published default mode and caption loss, by question."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, name in zip(axes, (*BOTH, "caption loss"), strict=True):
-        for letter, (title, _) in QUESTIONS.items():
-            chosen = _of(records, letter)
-            x = [PREDICTORS[name](record) for record in chosen]
-            axis.scatter(x, [accuracy(r) for r in chosen], s=18, alpha=0.7, label=f"({letter}) {title}")
+        for marker, (letter, (title, _)) in zip(MARKERS, QUESTIONS.items(), strict=True):
+            groups = by_setting(_of(records, letter))
+            (x, wide), (y, high) = (
+                mean_and_spread(groups, each) for each in (PREDICTORS[name], accuracy)
+            )
+            style = {"fmt": marker, "ms": 5, "alpha": 0.75, "elinewidth": 0.8}
+            axis.errorbar(x, y, xerr=wide, yerr=high, label=f"({letter}) {title}", **style)
         axis.set_xlabel(f"{name} of the pre-trained model")
+        axis.grid(alpha=0.3, lw=0.4)
     axes[0].set_ylabel(f"accuracy after SFT on {BUDGET}")
+    figure.suptitle("A point a setting: mean and standard deviation of three seeds", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 def plot_scale(records: dict[str, Record]) -> Any:
-    """MIR, the published default mode and accuracy over the pairs of (a), a line a seed."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    """MIR, the published default mode and accuracy over the pairs of (a)."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     kinds = {name: PREDICTORS[name] for name in BOTH} | {f"accuracy after SFT on {BUDGET}": accuracy}
+    groups = by_setting(sorted(_of(records, "a"), key=lambda r: r["arm"]["pairs"]))
+    pairs = [group[0]["arm"]["pairs"] for group in groups]
     for axis, (name, value) in zip(axes, kinds.items(), strict=True):
-        for seed in SEEDS:
-            chosen = [r for r in _of(records, "a") if r["arm"]["seed"] == seed]
-            # The untrained connector stands where a logarithmic axis has room for it.
-            x = [max(record["arm"]["pairs"], 500) for record in chosen]
-            axis.plot(x, [value(record) for record in chosen], "o-", label=f"seed {seed}")
-        axis.set(xscale="log", xlabel="pairs of pre-training (500: none)", ylabel=name)
-    axes[0].legend()
+        mean, spread = mean_and_spread(groups, value)
+        for group, number in zip(groups, pairs, strict=True):
+            axis.plot([number] * len(group), [value(r) for r in group], "o", color="0.65", ms=4)
+        axis.errorbar(pairs, mean, yerr=spread, fmt="o-", color="#0072B2", capsize=3)
+        axis.set_xscale("symlog", linthresh=LEAST, linscale=0.7)
+        axis.set_xticks(pairs, [f"{number // 1000}k" if number else "0" for number in pairs])
+        axis.set_xticks([], minor=True)
+        axis.set(xlabel=f"pairs of pre-training (0: untrained)\nlog scale from {LEAST} on", ylabel=name)
+        axis.grid(alpha=0.3, lw=0.4)
+    figure.suptitle("Mean and standard deviation of three seeds, and the seeds in grey", fontsize=10)
     return figure
 
 
 def plot_layers(records: dict[str, Record]) -> Any:
-    """Distance and ratio of norms of every layer over the pairs of (a), means over seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for pairs in dict.fromkeys(arm.pairs for arm in QUESTIONS["a"][1]):
-        chosen = [r for r in _of(records, "a") if r["arm"]["pairs"] == pairs]
-        distance = np.mean([layers(r, "frechet") for r in chosen], axis=0)
-        norms = np.mean([layers(r, "vision_norm") / layers(r, "text_norm") for r in chosen], axis=0)
-        numbers = range(1, len(distance) + 1)
-        axes[0].plot(numbers, distance, "o-", label=f"{pairs} pairs")
-        axes[1].plot(numbers, norms, "o-")
-    axes[0].set(xlabel="decoder layer", ylabel="Fréchet distance", xticks=numbers)
-    axes[1].set(xlabel="decoder layer", ylabel="vision norm / text norm", xticks=numbers)
-    axes[0].legend(fontsize=8)
+    """Distance and ratio of norms of every layer over the pairs of (a)."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
+    groups = by_setting(sorted(_of(records, "a"), key=lambda r: r["arm"]["pairs"]))
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(groups)))
+    kinds = {"Fréchet distance": lambda r: layers(r, "frechet"), "vision norm / text norm": norm_ratios}
+    for axis, (name, value) in zip(axes, kinds.items(), strict=True):
+        means, spreads = mean_and_spread(groups, value)
+        numbers = np.arange(1, means.shape[1] + 1)
+        for place, (group, mean, spread) in enumerate(zip(groups, means, spreads, strict=True)):
+            # Side by side, so that bars do not hide each other.
+            x = numbers + 0.04 * (place - (len(groups) - 1) / 2)
+            label = f"{group[0]['arm']['pairs']:,}"
+            axis.errorbar(
+                x, mean, yerr=spread, fmt="o-", ms=4, capsize=2, color=shades[place], label=label
+            )
+        axis.set(xlabel="decoder layer", ylabel=name, xticks=numbers)
+        axis.grid(alpha=0.3, lw=0.4)
+    axes[0].legend(title="pairs of pre-training", fontsize=8, title_fontsize=8)
+    figure.suptitle("Mean and standard deviation of three seeds", fontsize=10)
     return figure
 
 

@@ -64,7 +64,7 @@ def test_draws_every_position_with_its_token(llava, tmp_path) -> None:
     result = checked(*arguments(llava), "--html", str(page))
     assert result.exit_code == 0, result.output
     html = page.read_text("utf-8")
-    strips = re.findall(r'<div class="strip">(.*?)</div>', html, re.DOTALL)
+    strips = re.findall(r'<div class="strip"[^>]*>(.*?)</div>', html, re.DOTALL)
     assert len(strips) == 2
     counts = re.findall(r"text +(\d+) tokens counted, (\d+) not", result.output)
     for strip, (text, other) in zip(strips, counts, strict=True):

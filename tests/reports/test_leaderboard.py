@@ -1,11 +1,8 @@
 """`mir-task leaderboard`, its page in a browser included."""
 
 import csv
-import html
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -13,9 +10,11 @@ from click.testing import CliRunner
 from scipy import stats
 
 from mir_task.commands.cli import main
-from mir_task.reports.leaderboard import ENOUGH, as_csv, board, correlation
+from mir_task.reports.correlation import ENOUGH, correlation
+from mir_task.reports.leaderboard import as_csv, board
 from mir_task.reports.records import read_runs
 from tests.support import runs
+from tests.support.browser import seen
 
 
 def command(*arguments):
@@ -244,19 +243,7 @@ def test_csv_and_json_hold_the_same(tmp_path) -> None:
     assert [row["mmbench acc"] for row in rows if row["model"] == "a|b"] == ["50.0"]
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = """
---headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update --enable-logging=stderr
-"""
-WATCH = "<script>const faults = []; addEventListener('error', e => faults.push(e.message));</script>"
 HOSTILE = "org/</script><img src=x onerror=faults.push('run')>"
-# A window is at least 500 pixels wide, a frame is not.
-FRAME = """
-<!doctype html><iframe src="copy.html" style="width: {width}px; height: 900px; border: 0"></iframe>
-<script>onmessage = event => document.body.append(
-  Object.assign(document.createElement("pre"), {{textContent: event.data}}))</script>
-"""
 
 
 @pytest.fixture
@@ -270,32 +257,6 @@ def page(tmp_path):
     path = tmp_path / "board.html"
     assert command(tmp_path / "in", "--html", path).exit_code == 0
     return path
-
-
-def seen(page, script: str, *, width: int = 1200, media: str | None = None):
-    """What `script`, run at the end of a copy of the page, returns; and that nothing went wrong."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH")
-    content = page.read_text("utf-8").replace("<title>", f"{WATCH}<title>")
-    if media:
-        content = content.replace(f"@media {media}", "@media all")
-    tail = (
-        f"<script>parent.postMessage(JSON.stringify([(() => {{ {script} }})(), faults]), '*')</script>"
-    )
-    page.with_name("copy.html").write_text(content + tail, "utf-8")
-    frame = page.with_name("frame.html")
-    frame.write_text(FRAME.format(width=width), "utf-8")
-    profile = f"--user-data-dir={page.parent / 'chromium'}"
-    command = [CHROMIUM, *FLAGS.split(), profile, "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert "CONSOLE" not in done.stderr
-    answer = re.search(r"<pre>(.*)</pre>", done.stdout, re.DOTALL)
-    assert answer, done.stdout
-    found, faults = json.loads(html.unescape(answer[1]))
-    assert faults == []
-    return found
 
 
 def test_the_page_needs_nothing_else(page) -> None:
@@ -314,23 +275,279 @@ def test_the_page_sorts_with_what_is_unknown_last(page) -> None:
         const order = cell => [...table.tBodies[0].rows]
           .map(row => row.cells[cell.cellIndex].textContent.trim());
         const out = {mir: order(column("MIR"))};
-        for (const name of ["MIR", "mme", "model"]) for (const way of ["up", "down"]) {
+        for (const name of ["MIR", "mme", "model"]) for (const click of [1, 2]) {
           column(name).querySelector("button").click();
-          out[name + way] = order(column(name));
-          out[name + way + "sort"] = column(name).getAttribute("aria-sort");
+          out[name + click] = order(column(name));
+          out[name + click + "sort"] = column(name).getAttribute("aria-sort");
         }
         return out;
         """,
     )
-    assert found["mir"] == found["MIRup"] == found["MIRdown"][::-1] == sorted(found["mir"])
-    known = [text for text in found["mmeup"] if text != "–"]
-    assert known == sorted(known)
+    assert found["mir"] == found["MIR1"] == found["MIR2"][::-1] == sorted(found["mir"])
+    known = [text for text in found["mme1"] if text != "–"]
+    assert known == sorted(known, reverse=True)
     assert len(known) == 8
-    assert found["mmeup"][8:] == found["mmedown"][8:] == ["–"] * 5
-    assert found["mmedown"][:8] == known[::-1]
-    models = [name for name in found["modelup"] if "model-" in name]
+    assert found["mme1"][8:] == found["mme2"][8:] == ["–"] * 5
+    assert found["mme2"][:8] == known[::-1]
+    models = [name for name in found["model1"] if "model-" in name]
     assert models == [f"org/model-{number}" for number in range(12)]
-    assert (found["modelupsort"], found["modeldownsort"]) == ("ascending", "descending")
+    assert (found["model1sort"], found["model2sort"]) == ("ascending", "descending")
+    assert (found["mme1sort"], found["mme2sort"]) == ("descending", "ascending")
+
+
+def captioned(folder):
+    """Runs with captions, and benchmarks whose direction the harness knows and does not know."""
+    for n in range(4):
+        captions = {"caption_loss": 3.0 - n / 10, "caption_gain": n / 5, "caption_gain_stderr": 0.01}
+        measured = runs.result(3.0 + n / 100).model_copy(update=captions)
+        runs.side_file(folder / str(n), f"m{n}", measured)
+        metrics = {"acc": 0.5 + n / 10, "score": 10.0 + n, "word_perplexity": 20.0 + n, "ter": 1.0 + n}
+        scores = {"bench": {f"{name},none": value for name, value in metrics.items()}}
+        path = runs.results_file(folder / str(n), f"m{n}", scores)
+        content = json.loads(path.read_text())
+        content["higher_is_better"] = {"bench": {"acc": True, "ter": False, "score": None}}
+        path.write_text(json.dumps(content))
+
+
+def test_the_first_click_shows_the_best_of_any_column(tmp_path) -> None:
+    captioned(tmp_path / "in")
+    path = tmp_path / "board.html"
+    assert command(tmp_path / "in", "--html", path).exit_code == 0
+    found = seen(
+        path,
+        """
+        const table = document.querySelector("table"), out = {};
+        for (const head of table.tHead.rows[0].cells) {
+          if (!head.querySelector("button")) continue;
+          for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+          head.querySelector("button").click();
+          out[head.textContent.trim().replace("\u00a0",
+            " ")] = table.tBodies[0].rows[0].cells[head.cellIndex].textContent;
+        }
+        return out;
+        """,
+    )
+    best = {
+        "#": "1",
+        "MIR ↓": "3.0000",
+        "caption loss ↓": "2.7000",
+        "caption gain ↑": "0.6000",
+        "bench acc": "0.8000",
+        "bench score": "13.00",
+        "bench word_perplexity": "20.00",
+        "bench ter": "1.0000",
+    }
+    assert {name: found[name] for name in best} == best
+
+
+def test_caption_loss_of_the_harness_s_results_alone_has_its_column(tmp_path) -> None:
+    scores = {"mir_demo": {"mir,none": 3.0, "caption_loss,none": 1.25, "caption_ppl,none": 3.49}}
+    runs.results_file(tmp_path, "a", scores)
+    (group,) = made(tmp_path)["groups"]
+    assert group["indicators"] == ["mir", "caption_loss"]
+    assert "| MIR ↓ | ± | published fast | caption loss ↓ | run |" in command(tmp_path).stdout
+    assert "| 3.0000 | N/A | N/A | 1.2500 |" in command(tmp_path).stdout
+
+
+STICKY = """
+const box = document.querySelector(".table"), table = box.querySelector("table");
+// So narrow and low that even few rows have to scroll.
+box.style.maxHeight = "200px"; box.style.maxWidth = innerWidth < 600 ? "340px" : "600px";
+box.scrollIntoView();
+box.scrollTo(9999, 9999);
+await new Promise(done => setTimeout(done, 50));
+const frame = box.getBoundingClientRect(), last = [...table.tBodies[0].rows].at(-1);
+const name = last.querySelector(".model").getBoundingClientRect();
+const head = table.tHead.querySelector(".model").getBoundingClientRect();
+const front = document.elementFromPoint(name.left + 9, name.top + 9).closest(".model");
+return {scrolled: [box.scrollLeft > 50, box.scrollTop > 50], top: Math.round(head.top - frame.top),
+  left: Math.round(Math.min(head.left, name.left) - frame.left),
+    front: front === last.querySelector(".model"),
+  room: Math.round(frame.right - name.right)};
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_heads_and_names_stay_in_sight(page, width) -> None:
+    found = seen(page, STICKY, width=width)
+    assert (found["scrolled"], found["top"], found["front"]) == ([True, True], 0, True)
+    assert found["left"] == (0 if width == 390 else 88)  # after box and rank, or alone
+    if width == 390:
+        assert found["room"] > 150
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_name_takes_one_line_and_shows_both_ends(page, width) -> None:
+    found = seen(
+        page,
+        """
+        const out = {high: [], names: []}, tip = document.getElementById("tip");
+        for (const row of document.querySelectorAll("tr[data-row]")) {
+          out.high.push(row.getBoundingClientRect().height);
+          const button = row.querySelector(".model button"), box = button.getBoundingClientRect();
+          const end = button.lastChild.getBoundingClientRect();
+          button.click();
+          out.names.push([button.textContent, tip.querySelector("b").textContent,
+            end.right <= box.right + 1]);
+        }
+        return out;
+        """,
+        width=width,
+    )
+    assert max(found["high"]) < 36
+    assert len(found["names"]) == 14
+    assert all(name == full and end for name, full, end in found["names"])
+
+
+def test_the_filter_holds_for_the_charts(page) -> None:
+    found = seen(
+        page,
+        """
+        const box = document.getElementById("filter"), out = [];
+        const type = text => { box.value = text; box.dispatchEvent(new Event("input")); };
+        for (const text of ["", "model-3", "deep", "nowhere"]) {
+          type(text);
+          const count = what => document.querySelectorAll(what).length;
+          out.push([count("path.curve"), count("circle.point"),
+            document.getElementById("correlation").textContent]);
+        }
+        return out;
+        """,
+    )
+    everything, some, deep, nothing = found
+    assert everything[:2] == [3, 12]
+    assert not everything[2].endswith("shown or not)")
+    assert some[:2] == [1, 1]
+    assert some[2].endswith("n = 12 (of all rows of the group, shown or not)")
+    assert (deep[:2], nothing[:2]) == ([0, 0], [0, 0])
+
+
+def test_charts_are_before_the_rows_and_links_lead_to_all_parts(page) -> None:
+    script = """
+    const charts = document.getElementById("charts"), links = [...document.querySelectorAll("nav a")];
+    charts.open = true;
+    await new Promise(done => setTimeout(done, 50));
+    const top = charts.getBoundingClientRect().top;
+    const before = document.querySelector(".group").getBoundingClientRect().top;
+    return {first: top < before, open: OPEN,
+      curve: document.querySelector("path.curve").getBoundingClientRect().width,
+      links: links.map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])};
+    """.replace("OPEN", "charts.dataset.opened")
+    script = 'const c = document.getElementById("charts"); c.dataset.opened = c.open;' + script
+    for width, is_open in ((1280, "true"), (390, "false")):
+        found = seen(page, script, width=width)
+        assert found["first"]
+        assert found["open"] == is_open
+        assert found["curve"] > 250
+        assert found["links"] == [
+            ["Charts", True],
+            ["Group 1: mir_demo (13)", True],
+            ["Group 2: mir_demo (1)", True],
+        ]
+
+
+def read(table: str) -> list[list[str | float]]:
+    """Cells of a CSV, numbers as such."""
+
+    def cell(text):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    return [[cell(text) for text in line] for line in csv.reader(table.splitlines())]
+
+
+def test_the_rows_shown_can_be_taken_away(tmp_path) -> None:
+    for name, mir, acc in (("org/a_1", 3.0, 50.0), ("org/b&c|d", 2.0, 60.0), ('org/e, "f"', 1.0, 70.0)):
+        runs.run(tmp_path / "in", name, mir, {"mmbench": acc}, seed=int(mir))
+    runs.run(tmp_path / "in", "org/g", 1.5, layers=8)
+    page, table = tmp_path / "board.html", tmp_path / "board.csv"
+    assert command(tmp_path / "in", "--html", page, "--csv", table).exit_code == 0
+    found = seen(
+        page,
+        """
+        const out = {}, blobs = [];
+        URL.createObjectURL = blob => { blobs.push(blob); return "about:blank"; };
+        HTMLAnchorElement.prototype.click = function () { out.file = this.download; };
+        const section = document.querySelector(".group");
+        const press = as => section.querySelector(`.export [data-as=${as}]`).click();
+        press("csv"); out.csv = await blobs[0].text();
+        press("markdown"); out.markdown = section.querySelector("textarea").value;
+        await new Promise(done => setTimeout(done, 100));
+        out.said = section.querySelector(".export [role=status]").textContent;
+        out.selected = section.querySelector("textarea").selectionEnd;
+        const head = [...section.querySelectorAll("thead th")].find(th =>
+          th.textContent.startsWith("mmbench"));
+        head.querySelector("button").click(); head.querySelector("button").click();  // worst first
+        const box = document.getElementById("filter"); box.value = "org/b org/";
+          box.dispatchEvent(new Event("input"));
+        box.value = "b"; box.dispatchEvent(new Event("input"));
+        press("latex"); out.latex = section.querySelector("textarea").value;
+        press("csv"); out.some = await blobs[1].text();
+        return out;
+        """,
+    )
+    whole = read(table.read_text("utf-8"))
+    assert read(found["csv"]) == whole[:4]
+    assert found["file"] == "mir-group-1.csv"
+    printed = command(tmp_path / "in").stdout.splitlines()
+    assert found["markdown"].splitlines() == printed[:7]
+    assert found["selected"] == len(found["markdown"])
+    assert found["said"] in ("Copied.", "Selected below: copy it with Ctrl+C or ⌘C.")
+    assert read(found["some"]) == [whole[0], whole[2]]
+    assert found["latex"].splitlines()[0].startswith("% Group 1: task mir_demo")
+    assert found["latex"].splitlines()[1:] == [
+        r"\begin{tabular}{rlrrrrl}",
+        r"\toprule",
+        r"rank & model & MIR $\downarrow$ & $\pm$ & published fast & mmbench acc & run \\",
+        r"\midrule",
+        r"2 & org/b\&c|d & 2.0000 & 0.0014 & 2.0414 & 60.00 & 20260101\_000000 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_the_page_speaks_to_screen_readers_and_keyboards(page) -> None:
+    found = seen(
+        page,
+        """
+        const all = what => [...document.querySelectorAll(what)];
+        const name = node => node.getAttribute("aria-label") || node.textContent.trim();
+        return {scopes: all("th").map(th => th.scope),
+          rows: all("tbody tr").map(tr => tr.querySelector("th").scope),
+          sorted: all("table").map(table => table.querySelectorAll("[aria-sort]").length),
+          nameless: all("button, input, select, textarea, a, [role]:not([role=status], [role=tooltip])")
+            .filter(node => !name(node)).length,
+          main: all("main").length, status: all("[role=status]").length,
+          unreachable: all("th button").filter(button => button.tabIndex < 0).length};
+        """,
+    )
+    assert set(found["scopes"]) == {"col", "row"}
+    assert set(found["rows"]) == {"row"}
+    assert found["sorted"] == [1, 1]
+    assert (found["nameless"], found["main"], found["unreachable"]) == (0, 1, 0)
+    assert found["status"] == 3
+
+
+CONTRAST = """
+const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const paper = light(getComputedStyle(document.body).backgroundColor);
+const texts = "h1, h2, p, a, th, td, button, summary, .apart, .soft";
+const nodes = [document.body, ...document.querySelectorAll(texts)];
+const low = nodes.map(node => { const a = light(getComputedStyle(node).color);
+  return [(Math.max(a, paper) + 0.05) / (Math.min(a, paper) + 0.05), node.outerHTML.slice(0, 60)]; });
+return [paper, low.filter(([ratio]) => ratio < 4.5)];
+"""
+
+
+@pytest.mark.parametrize("media", [None, "(prefers-color-scheme: dark)"])
+def test_light_and_dark_have_contrast(page, media) -> None:
+    paper, low = seen(page, CONTRAST, media=media)
+    assert (paper > 0.5) == (media is None)
+    assert low == []
 
 
 def test_the_page_filters_rows_and_empty_groups(page) -> None:
@@ -362,7 +579,9 @@ def test_the_page_tells_details_and_draws_what_is_chosen(page) -> None:
         page,
         """
         const out = {}, tip = document.getElementById("tip");
-        const button = document.querySelector("td.model button");
+        const button = document.querySelector("tbody .model button");
+        button.scrollIntoView();
+        await new Promise(done => setTimeout(done, 50));
         out.before = tip.hidden;
         button.dispatchEvent(new MouseEvent("mouseenter"));
         out.tip = tip.innerText; out.shown = !tip.hidden;
@@ -373,6 +592,10 @@ def test_the_page_tells_details_and_draws_what_is_chosen(page) -> None:
         out.after = tip.hidden;
         const curves = () => document.querySelectorAll("path.curve").length;
         out.curves = [curves()];
+        out.bars = document.querySelectorAll("#curves .bar").length;
+        const dot = document.querySelector("#curves circle");
+        dot.dispatchEvent(new MouseEvent("mouseenter")); out.dot = tip.innerText;
+        dot.dispatchEvent(new MouseEvent("mouseleave"));
         for (const pick of document.querySelectorAll(".pick input:not(:checked)")) {
           pick.click(); out.curves.push(curves());
         }
@@ -404,12 +627,16 @@ def test_the_page_tells_details_and_draws_what_is_chosen(page) -> None:
     assert found["curves"] == list(range(3, 15))
     assert found["strokes"] == 14  # no two look the same
     assert (found["points"], found["others"]) == (12, 8)
+    assert found["bars"] == 3 * 6
+    assert re.fullmatch(r"org/model-0\nlayer\n1\nF\n[\d.]+ ± [\d.]+", found["dot"])
     assert found["words"].startswith("Spearman ρ -1.00 (95%")
     assert found["overlaps"] == 0
 
 
 OVERFLOW = """
 const root = document.documentElement, wide = [];
+document.getElementById("charts").open = true;
+await new Promise(done => setTimeout(done, 50));
 for (const node of document.querySelectorAll("body *"))
   if (!node.closest(".table > table, [hidden]") &&
       node.getBoundingClientRect().right > root.clientWidth + 1)

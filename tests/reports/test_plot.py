@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ from PIL import Image
 from mir_task import MIRError, MIRMeter, modality_integration_rate
 from mir_task.commands.cli import main
 from mir_task.files import write_json
-from mir_task.reports import plot
+from mir_task.reports import figures, plot
 from mir_task.reports.report import write_report
 from mir_task.statistics.finish import distances, learn
 from tests.support import evaluate, runs
@@ -33,7 +34,7 @@ def report(folder: Path, name: str, task: str = "mir_x", layers: int = 3, modali
 def drawn(*arguments: object) -> str:
     result = CliRunner().invoke(main, ["plot", *map(str, arguments)])
     assert result.exit_code == 0, result.output
-    return result.output.strip()
+    return result.stdout.strip()
 
 
 def refused(*arguments: object) -> tuple[int, str]:
@@ -58,13 +59,16 @@ def texts(monkeypatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_several_models_over_each_other(tmp_path, ending: str, texts) -> None:
     files = [report(tmp_path, "one"), report(tmp_path, "other", layers=5)]
     picture = tmp_path / "new" / f"picture.{ending}"
     assert drawn(*files, "--to", picture) == str(picture)
     if ending == "png":
         assert min(Image.open(picture).size) > 500
+    elif ending == "pdf":
+        assert picture.read_bytes().startswith(b"%PDF-")
+        assert b"/Type3" not in picture.read_bytes()
     else:
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
     assert list(picture.parent.iterdir()) == [picture]
@@ -119,7 +123,8 @@ def test_each_diagnostic_of_one_model(tmp_path, diagnostic: str, texts) -> None:
         report(tmp_path, "one", modality="audio"), "--to", tmp_path / "p.png", "--diagnostic", diagnostic
     )
     panel = plot.DIAGNOSTICS[diagnostic]
-    assert panel.label.format(tokens="audio") in texts
+    scale = "\nlog scale" if panel.log else ""
+    assert panel.label.format(tokens="audio") + scale in texts
     assert "audio tokens" in texts
     assert texts.count("F_k") + texts.count("$F_k$") == 1
 
@@ -142,6 +147,115 @@ def test_two_runs_of_one_model_and_task_are_told_by_their_files(tmp_path, texts)
     files = [report(tmp_path / folder, "a") for folder in ("first", "second")]
     drawn(*files, "--to", tmp_path / "p.png")
     assert [text.split(": MIR")[0] for text in texts if ": MIR" in text] == [str(f) for f in files]
+
+
+def test_labels_and_a_title_of_one_s_own(tmp_path, texts) -> None:
+    files = [report(tmp_path, name) for name in ("one", "other")]
+    to = ("--to", tmp_path / "p.pdf")
+    drawn(*files, *to, "--labels", 'ours,"theirs, later"', "--title", "Figure 1")
+    assert [text.split(": MIR")[0] for text in texts if ": MIR" in text] == ["ours", "theirs, later"]
+    assert "Figure 1" in texts
+    assert "mir_x" not in texts
+    for labels in ("ours", "ours,ours", "a,b,c"):
+        code, message = refused(*files, *to, "--labels", labels)
+        assert code == 1
+        assert f"({', '.join(labels.split(','))}) for 2 side files" in message
+    rows = plot.write_rows(tmp_path / "r.npz", {1: (np.eye(9), np.eye(9))}, "t", "vision")
+    assert refused("--tokens", rows, "--labels", "a", *to)[0] == 2
+    texts.clear()
+    drawn("--tokens", rows, "--title", "Figure 2", *to)
+    assert "Figure 2" in texts
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"documents": 9}, "9 documents"),
+        ({"placement": "user_generate"}, "placement user_generate, not placement assistant_chat"),
+        ({"task": "mir_other"}, "task mir_other, not task mir_demo"),
+        ({"settings": {"mir_text_limit": 30}}, "first 30 words, not whole texts"),
+        ({"layers": 4}, "4 layers, not 6 layers"),
+    ],
+)
+def test_what_does_not_compare_is_said_beside_and_in_the_picture(
+    tmp_path, texts, change, reason
+) -> None:
+    layers = change.pop("layers", 6)
+    paths = [runs.side_file(tmp_path / f"a{n}", f"a{n}", runs.result(3.0)) for n in range(2)]
+    alike = CliRunner().invoke(main, ["plot", *map(str, paths), "--to", str(tmp_path / "p.png")])
+    assert alike.stderr == ""
+    # The one that differs comes first: it is measured by what most have.
+    paths.insert(0, runs.side_file(tmp_path / "b", "b", runs.result(3.0, layers=layers), **change))
+    texts.clear()
+    done = CliRunner().invoke(main, ["plot", *map(str, paths), "--to", str(tmp_path / "p.png")])
+    assert done.exit_code == 0
+    assert done.stdout == f"{tmp_path / 'p.png'}\n"
+    assert re.match(r"warning: b[^:]*: values do not compare with the others \(", done.stderr)
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert any("do not compare" in text and reason in text.replace("\n", " ") for text in texts)
+
+
+def test_error_bars_are_the_jackknife_s(tmp_path, monkeypatch, texts) -> None:
+    from matplotlib.axes import Axes
+
+    bars = []
+    draw = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda *a, **k: bars.append(a[1:]) or draw(*a, **k))
+    measured = runs.result(3.0)
+    left_out = np.array(measured.leave_one_group_out)
+    paths = [runs.side_file(tmp_path / name, name, measured) for name in "ab"]
+    drawn(*paths, "--to", tmp_path / "p.png")
+    assert len(bars) == 4  # distance and share of both
+    values = {"frechet": left_out, "share": left_out / left_out.sum(1, keepdims=True)}
+    for (numbers, _, errors), of_groups in zip(bars[::2], values.values(), strict=True):
+        spread = np.sqrt(4 / 5 * ((of_groups - of_groups.mean(0)) ** 2).sum(0))
+        assert numbers == [1, 2, 3, 4, 5, 6]
+        assert errors == pytest.approx(spread)
+    labels = [text for text in texts if "bars: standard error" in text]
+    assert [label.split("\n")[1] for label in labels] == [
+        "log scale; bars: standard error",
+        "bars: standard error",
+    ]
+
+
+def test_without_groups_there_are_no_bars(tmp_path, texts) -> None:
+    drawn(runs.side_file(tmp_path, "a", runs.result(3.0, groups=0)), "--to", tmp_path / "p.png")
+    assert not any("bars" in text for text in texts)
+
+
+def test_forty_models_keep_the_layout(tmp_path, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    panels, legends = [], []
+    save = Figure.savefig
+
+    def watched(figure, *arguments, **settings):
+        save(figure, *arguments, **settings)
+        panels.append([axes.get_window_extent() for axes in figure.axes])
+        legends.append((figure.legends[0].get_window_extent(), figure.bbox))
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    paths = [
+        runs.side_file(tmp_path / f"{n}", f"org/a-model-with-a-long-name-{n}", runs.result(3 + n / 100))
+        for n in range(40)
+    ]
+    for count in (3, 40):
+        drawn(*paths[:count], "--to", tmp_path / "p.png", "--ordered")
+    few, many = panels
+    for before, after in zip(few, many, strict=True):
+        assert after.height > 0.9 * before.height
+        assert after.width > 0.9 * before.width
+    box, whole = legends[1]
+    assert box.y0 >= 0
+    assert box.y1 < min(panel.y0 for panel in many)
+    assert (box.x0 >= 0, box.x1 <= whole.x1) == (True, True)
+
+
+def test_models_in_an_order_go_from_dark_to_light() -> None:
+    shades = [sum(colour[:3]) for colour in figures.colours(9, ordered=True)]
+    assert shades == sorted(shades)
+    assert len(set(figures.colours(7))) == 7
 
 
 class TestRows:

@@ -205,13 +205,55 @@ def test_an_arm_from_its_seed_once_more(tmp_path) -> None:
         assert again["accuracy"][budget]["all"] == pytest.approx(score["all"], abs=0.01)
 
 
+class TestPictures:
+    @pytest.fixture(scope="class")
+    def records(self):
+        return report.read(run.RUNS)
+
+    def test_untrained_models_stand_at_zero(self, records) -> None:
+        figure = report.plot_scale(records)
+        for axis in figure.axes:
+            (mean,) = [
+                line for line in axis.lines if len(line.get_xdata()) == 7 and line.get_linestyle() == "-"
+            ]
+            assert list(mean.get_xdata()) == [0, 1000, 2000, 4000, 8000, 16000, 32000]
+            assert "log scale" in axis.get_xlabel()
+            places = axis.transData.transform([(x, 0) for x in mean.get_xdata()])[:, 0]
+            assert (np.diff(places) > 20).all()
+
+    def test_bars_are_the_spread_of_the_seeds(self, records) -> None:
+        figure = report.plot_scale(records)
+        values = [records[f"pairs4000-seed{seed}"]["mir"]["mir"] for seed in range(3)]
+        (bars,) = figure.axes[0].containers
+        segment = bars.lines[2][0].get_segments()[3]
+        middle, spread = np.mean(values), np.std(values, ddof=1)
+        assert segment[:, 1] == pytest.approx([middle - spread, middle + spread])
+
+    def test_amounts_of_data_go_from_dark_to_light(self, records) -> None:
+        figure = report.plot_layers(records)
+        shades = [sum(bars.lines[0].get_color()[:3]) for bars in figure.axes[0].containers]
+        assert len(shades) == 7
+        assert shades == sorted(shades)
+        labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert labels[:2] == ["0", "1,000"]
+
+    def test_the_scatter_has_a_point_a_setting(self, records) -> None:
+        figure = report.plot_scatter(records)
+        counts = [len(bars.lines[0].get_xdata()) for bars in figure.axes[0].containers]
+        wanted = [
+            len({arm.name.rpartition("-seed")[0] for arm in of}) for _, of in arms.QUESTIONS.values()
+        ]
+        assert counts == wanted
+
+
 def test_the_board_is_made_of_what_is_stored(tmp_path, monkeypatch) -> None:
     from studies.alignment import board
 
     stored, gains = board.RESULTS, json.loads(board.GAINS.read_text("utf-8"))
     monkeypatch.setattr(board, "RESULTS", tmp_path)
     board.write_board(gains)
-    assert (tmp_path / "board.md").read_text("utf-8") == (stored / "board.md").read_text("utf-8")
+    for name in ("board.md", "board.csv", "board.html"):
+        assert (tmp_path / name).read_text("utf-8") == (stored / name).read_text("utf-8"), name
     for name, gain in gains.items():
         record = json.loads((board.RUNS / f"{name}.json").read_text("utf-8"))
         assert gain["mir"] == pytest.approx(record["mir"]["mir"], abs=2e-5)
