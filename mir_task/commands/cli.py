@@ -9,6 +9,7 @@ import click
 
 from mir_task._version import __version__
 from mir_task.commands import reports
+from mir_task.commands.states import states
 from mir_task.commands.zoo import zoo
 from mir_task.errors import MIRError
 from mir_task.settings import PLACEMENTS, Settings
@@ -34,7 +35,7 @@ def main() -> None:
     """MIR, the Modality Integration Rate, of vision-language models."""
 
 
-for command in (reports.compare, reports.leaderboard, reports.plot, reports.robustness, zoo):
+for command in (reports.compare, reports.leaderboard, reports.plot, reports.robustness, states, zoo):
     main.add_command(command)
 
 _include_path = click.option(
