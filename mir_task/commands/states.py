@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import click
 
-from mir_task.commands.reports import FOLDER, NEW_PATH
 from mir_task.settings import Extra
 
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 _AT_LEAST_1 = click.IntRange(min=1)
 _GIB = click.FloatRange(min=0, min_open=True)
 
@@ -24,23 +25,70 @@ def _ids(
 
 
 @click.command()
-@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=FOLDER)
-@click.option("--output_path", type=NEW_PATH, help="Folder for side file and picture.")
-@click.option("--name", help="Of the documents, in reports; the manifest's task if left out.")
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=_FOLDER)
+@click.option("--output_path", type=_NEW_FOLDER, help="Write side file and picture into this folder.")
+@click.option("--name", help="Name of the set of documents in reports; the manifest's if left out.")
 @click.option(
-    "--checkpoint", type=FOLDER, help="The model's folder, where vLLM's connector wrote the states."
+    "--checkpoint",
+    type=_FOLDER,
+    help="Folder of the model's checkpoint, where vLLM's connector wrote the hidden states.",
 )
-@click.option("--vision_token_ids", callback=_ids, help="With --checkpoint, such as 32000.")
-@click.option("--device", help="For statistics; the GPU of the process where there is one.")
-@click.option("--outliers", type=click.Choice(("replace", "drop")), default="replace", show_default=True)
-@click.option("--groups", type=click.IntRange(min=0), help="Of the jackknife behind the standard error.")
-@click.option("--text_rows", type=_AT_LEAST_1, help="Text tokens of a document that count.")
-@click.option("--sample_rows", type=click.IntRange(0, 1024), default=0, help="Rows to write for plot.")
-@click.option("--extra", "extras", type=click.Choice(get_args(Extra)), multiple=True)
-@click.option("--on_error", type=click.Choice(("stop", "skip")), default="stop", show_default=True)
-@click.option("--min_documents", type=_AT_LEAST_1, help="To be measured where others are skipped.")
-@click.option("--host_memory", type=_GIB, help="GiB for statistics, of this process.")
-@click.option("--accelerator_memory", type=click.FloatRange(min=0), help="GiB for statistics.")
+@click.option(
+    "--vision_token_ids",
+    metavar="IDS",
+    callback=_ids,
+    help="With --checkpoint: token ids of the image's placeholders, such as 32000, where its "
+    "configuration does not name them.",
+)
+@click.option(
+    "--device", help="Device for statistics, such as cpu; a GPU if there is one and it is left out."
+)
+@click.option(
+    "--outliers",
+    type=click.Choice(("replace", "drop")),
+    default="replace",
+    show_default=True,
+    help="What is done with tokens of unusual norm, as the key mir_outliers of a task.",
+)
+@click.option(
+    "--groups",
+    type=click.IntRange(min=0),
+    help="Groups of documents behind the standard error; 0 for none, 5 if left out.",
+)
+@click.option(
+    "--text_rows", type=_AT_LEAST_1, help="Text tokens of a document that count; all if left out."
+)
+@click.option(
+    "--sample_rows",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Hidden states of each layer to write beside the side file, for mir-task plot --tokens.",
+)
+@click.option(
+    "--extra",
+    "extras",
+    type=click.Choice(get_args(Extra)),
+    multiple=True,
+    help="A further measure of each layer; any number of times.",
+)
+@click.option(
+    "--on_error",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    show_default=True,
+    help="What a document that cannot be measured does to the run.",
+)
+@click.option(
+    "--min_documents", type=_AT_LEAST_1, help="Documents to be measured where others are skipped."
+)
+@click.option(
+    "--host_memory", type=_GIB, help="GiB of the host for statistics; half of what is free if left out."
+)
+@click.option(
+    "--accelerator_memory",
+    type=click.FloatRange(min=0),
+    help="GiB of each GPU for statistics; half of what is free if left out.",
+)
 def states(folders: tuple[Path, ...], output_path: Path | None, **options: Any) -> None:
     """MIR of hidden states in each FOLDER, which another engine wrote; docs/states.md has the layout.
 

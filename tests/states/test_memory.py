@@ -84,6 +84,6 @@ def test_the_process_stays_within_it(folder, tmp_path) -> None:
     room = 0.125
     printed = run(sys.executable, "-c", PROGRAM, str(folder), str(path.parent), str(room), cwd=tmp_path)
     found = json.loads(printed.splitlines()[-1])
-    assert found["passes"] == 5
+    assert found["passes"] > 1
     # Beside what is planned: a document's file, the computation of a layer, the norms of all tokens.
     assert found["grown"] < room * 2**30 + 60e6, found
