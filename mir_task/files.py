@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ def write_json(path: Path, content: Any, *, new: bool = False) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a value can depend on."""
-    others = {name: version(name) for name in ("lmms-eval", "transformers", "torch")}
-    return {"mir-task": __version__, **others}
+    """Versions of the packages that a value can depend on, as far as they are installed."""
+    found = {"mir-task": __version__}
+    for name in ("lmms-eval", "lm-eval", "transformers", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -15,6 +15,8 @@ from mir_task.settings import BASE, PREFIX
 _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
 """Folder of the packaged tasks' YAML files: in the wheel, or beside the package in a checkout."""
+LM_EVAL_TASKS = Path(__file__).parent / "harness" / "lm_eval" / "tasks"
+"""Folder of the same for lm-evaluation-harness, for its `--include_path`."""
 
 Bases = Mapping[str, Path | Mapping[str, Any]]
 """YAML file, or configuration, of each task that `mir_base` may name, by the task's name."""

@@ -17,6 +17,16 @@ def test_measure_checkpoint(llava, tmp_path) -> None:
     assert len(re.findall(r"^layer \d: ", printed, re.MULTILINE)) == 3
 
 
+def test_write_states(llava, tmp_path) -> None:
+    """The value is that of the other example."""
+    script, folder = str(EXAMPLES / "write_states.py"), str(tmp_path / "states")
+    printed = run(sys.executable, script, str(llava), folder, cwd=tmp_path)
+    assert printed.strip().endswith("manifest.json")
+    measured = run(sys.executable, str(EXAMPLES / "measure_checkpoint.py"), str(llava), cwd=tmp_path)
+    value = re.search(r"^MIR (.*)$", measured, re.MULTILINE)[1]
+    assert f"demo_pairs: MIR {value}, published fast" in run("mir-task", "states", folder, cwd=tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--moca"]])
 def test_train_connector(tmp_path, options) -> None:

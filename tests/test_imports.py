@@ -23,12 +23,16 @@ ALLOWED = {
         *("capture", "documents", "metric", "statistics"),
         *("captions", "errors", "result", "settings"),
     },
+    "states": {
+        *("capture", "documents", "measuring", "reports"),
+        *("errors", "files", "result", "settings"),
+    },
     "reports": PLAIN,
     "harness": {
         *("capture", "documents", "measuring", "metric", "statistics", "reports"),
         *("moca", "plugin", *PLAIN),
     },
-    "commands": {"harness", "reports", "documents", "demo", *PLAIN},
+    "commands": {"harness", "reports", "documents", "demo", "states", *PLAIN},
     "demo": {"errors", "progress"},
     "callback": {"measuring", "captions", "errors", "result"},
     "moca": {"capture", "errors"},
@@ -38,6 +42,7 @@ ALLOWED = {
 }
 FORBIDDEN = {
     "lmms_eval": set(ALLOWED) - {"harness", "plugin"},
+    "lm_eval": set(ALLOWED) - {"harness"},
     "torch": {"reports", "documents", "commands", "plugin", "startup", *PLAIN},
     "transformers": {"metric", "statistics", "reports", "documents", "measuring", *PLAIN},
 }
@@ -69,6 +74,15 @@ def test_a_part_imports_what_it_may(path: Path) -> None:
         if top == "mir_task":
             assert rest[0] in ALLOWED[part] | {part}, name
         assert part not in FORBIDDEN.get(top, ()), name
+
+
+def test_neither_harness_needs_the_other() -> None:
+    """Nor what both use."""
+    neutral = [PACKAGE / "harness" / name for name in ("__init__.py", "output.py", "scores.py")]
+    for path in (*neutral, *(PACKAGE / "harness" / "lm_eval").glob("*.py")):
+        assert not [name for name in imports(path) if name.startswith("lmms_eval")], path
+    for path in (PACKAGE / "harness").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("lm_eval")], path
 
 
 def test_no_circle() -> None:
@@ -117,22 +131,43 @@ def test_what_needs_no_torch_does_not_load_it(code: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("code", "other"),
+    [
+        ("from mir_task.harness import MIRTask", "lm_eval"),
+        ("from mir_task.harness.lm_eval import MIRTask", "lmms_eval"),
+    ],
+)
+def test_importing_one_harness_does_not_load_the_other(code: str, other: str) -> None:
+    if other == "lmms_eval":
+        pytest.importorskip("lm_eval")
+    program = f"import sys; {code}; print({other!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
 def test_the_public_face() -> None:
     """What users' code and YAMLs name."""
     from mir_task import (
+        DocumentStates,
         LayerResult,
         MIRError,
         MIRMeter,
         MIRResult,
         check,
+        from_states,
         measure,
         moca,
         modality_integration_rate,
+        write_states,
     )
     from mir_task.callback import MIRCallback
     from mir_task.harness import MIRTask
 
-    public = (LayerResult, MIRError, MIRMeter, MIRResult, check, measure, modality_integration_rate)
+    public = (
+        *(LayerResult, MIRError, MIRMeter, MIRResult, check, measure, modality_integration_rate),
+        *(DocumentStates, from_states, write_states),
+    )
     assert {each.__name__ for each in public} | {"__version__"} == set(mir_task.__all__)
     assert all(each.__doc__ for each in (*public, MIRCallback, MIRTask, moca.apply, moca.remove))
     assert re.fullmatch(r"\d+\.\d+\.\d+", mir_task.__version__)

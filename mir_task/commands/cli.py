@@ -12,6 +12,7 @@ from mir_task.commands import reports
 from mir_task.commands.card import card
 from mir_task.commands.options import FOLDER, NEW_FILE, NEW_FOLDER, SETTINGS, Group, numbers
 from mir_task.commands.reproduce import reproduce
+from mir_task.commands.states import states
 from mir_task.commands.task_list import tasks
 from mir_task.commands.zoo import zoo
 from mir_task.errors import did_you_mean
@@ -33,7 +34,7 @@ def main() -> None:
 
 for command in (
     *(card, reports.compare, reports.leaderboard, reports.plot, reports.robustness),
-    *(reproduce, tasks, zoo),
+    *(reproduce, states, tasks, zoo),
 ):
     main.add_command(command)
 

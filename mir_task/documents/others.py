@@ -1,7 +1,8 @@
 """Which other document's medium stands in for a document's own one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from mir_task.documents.draw import in_draw_order
 
@@ -29,3 +30,19 @@ def other_row(row: int, count: int, seed: int, is_same: Callable[[int], bool]) -
     while other != row and is_same(other):
         other = following[other]
     return None if other == row else other
+
+
+def row_of_other_medium(rows: Sequence[Mapping[str, Any]], row: int, seed: int) -> int | None:
+    """As `other_row`, of drawn documents, without those that cannot be read.
+
+    Args:
+        rows: as `mir_task.documents.draw.documents` gives them.
+        row: of the document.
+        seed: of the order.
+    """
+    own = rows[row]["media"]
+
+    def is_same(number: int) -> bool:
+        return rows[number]["media"] == own or rows[number]["fault"] is not None
+
+    return other_row(row, len(rows), seed, is_same)

@@ -1,19 +1,21 @@
 """lmms-eval's side: the task class, its requests, its adapters, and what runs on a loaded adapter.
 
-With `mir_task.plugin` the only importer of lmms-eval; may import everything but the commands. Importing
-it does what the entry point does, for tasks found by `--include_path` where that was not read.
+With `mir_task.plugin` the only importer of lmms-eval; may import everything but the commands. What runs
+MIR by lm-evaluation-harness stands in `mir_task.harness.lm_eval` and imports none of lmms-eval, so
+lmms-eval is imported with `MIRTask`, not with this package.
 """
 
-from lmms_eval.api.model import lmms
+from typing import TYPE_CHECKING
 
-from mir_task.harness.evaluation import install
-from mir_task.harness.requests import mir_prefill
-from mir_task.harness.task import FailedTask, MIRTask
-from mir_task.plugin import failed_task, register
+if TYPE_CHECKING:
+    from mir_task.harness.registration import MIRTask
 
 __all__ = ["MIRTask"]
 
-lmms.mir_prefill = mir_prefill
-failed_task[:] = [FailedTask]
-install()
-register()
+
+def __getattr__(name: str) -> object:
+    if name != "MIRTask":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mir_task.harness.registration import MIRTask
+
+    return MIRTask

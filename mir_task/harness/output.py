@@ -1,4 +1,7 @@
-"""What the harness's run was called with, and where its files go."""
+"""What a harness's run was called with, and where its files go.
+
+Both harnesses run tasks in a function of one name and with a tracker of one form, so this knows neither.
+"""
 
 import re
 import sys
@@ -9,11 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from lmms_eval.api.model import lmms
-from lmms_eval.loggers import EvaluationTracker
 from loguru import logger
 
+from mir_task.files import versions, write_json
+from mir_task.measuring.passes import Measurement
+from mir_task.reports.report import write_report
+
 Written = TypeVar("Written")
+_TRACKER = "general_config_tracker"
+"""Attribute of what writes a harness's results."""
 
 _SECRET = re.compile(r"\b((?!\w*tokenizer)\w*(?:key|token|secret|password|auth)\w*)=[^,]*", re.I)
 
@@ -59,6 +66,49 @@ class Run:
                 continue
         raise AssertionError("the time does not stand still")
 
+    def conclude(
+        self, task: str, keys: Mapping[str, Any], modality: str, adapter: str, measured: Measurement
+    ) -> None:
+        """Log what was measured of a task, and write its report; a fault of the report is logged.
+
+        Args:
+            task: its name.
+            keys: its `mir_*` keys.
+            modality: of its documents.
+            adapter: class of what ran the model.
+            measured: by all processes.
+        """
+        result, log = measured.result, measured.log
+        for warning in log.warnings(result, modality):
+            logger.warning(f"{task}: {warning}")
+        report = {
+            "task": task,
+            **self.facts,
+            "adapter": adapter,
+            "settings": keys,
+            "versions": versions(),
+            **measured.report(modality),
+        }
+        logger.info(f"{task}: MIR {result.mir:.4f} over {len(log.documents)} documents")
+        try:
+            rows = measured.sample()
+            files = self.write(f"mir_{task}", lambda stem: write_report(stem, result, report, rows))
+            if files:
+                logger.info(f"{task}: {' and '.join(str(file) for file in files)}")
+        except Exception as error:  # noqa: BLE001 - the value still reaches the harness's own JSON
+            logger.error(f"{task}: {error}")
+
+    def note_failure(self, task: str, keys: Mapping[str, Any], error: Exception) -> None:
+        """Write down why a task has no value."""
+        what = {"task": task, **self.facts, "why": str(error), "settings": keys}
+        content = {**what, "versions": versions()}
+        try:
+            self.write(
+                f"failed_{task}", lambda stem: write_json(Path(f"{stem}.json"), content, new=True)
+            )
+        except Exception as failure:  # noqa: BLE001 - of the note alone
+            logger.error(f"{task}: {failure}")
+
     def _dates(self) -> Iterator[str]:
         if self.date:
             yield self.date
@@ -67,7 +117,7 @@ class Run:
             yield f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now // 10**9))}_{now % 10**9:09}"
 
 
-def current_run(lm: lmms) -> Run:
+def current_run(lm: Any) -> Run:
     """The run that calls this, as far as it can be told.
 
     A request is told neither the model's name nor where results go, and the date in the names of the
@@ -89,7 +139,7 @@ def _read(run: Run, frame: FrameType | None) -> None:
     while frame is not None and frame.f_code.co_name != "simple_evaluate":
         frame = frame.f_back
     values = frame.f_locals if frame is not None else {}
-    tracker = next((value for value in values.values() if isinstance(value, EvaluationTracker)), None)
+    tracker = next((value for value in values.values() if hasattr(value, _TRACKER)), None)
     if tracker is not None and tracker.output_path:
         run.folder = Path(str(tracker.output_path))  # the harness takes numbers for paths too
         run.folder /= str(tracker.general_config_tracker.model_name_sanitized or "")

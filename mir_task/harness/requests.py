@@ -7,7 +7,6 @@ import os
 import random
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from loguru import logger
 
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
-from mir_task.files import versions, write_json
 from mir_task.harness.adapter import Adapter
 from mir_task.harness.output import Run, current_run
 from mir_task.harness.task import SPLIT, FailedTask, MIRTask, Request
 from mir_task.measuring.passes import Measurement, measure_together
 from mir_task.measuring.processes import all_gather, on_every_rank, rank, wait_for_results
-from mir_task.reports.report import write_report
 
 
 def mir_prefill(lm: lmms, requests: list[Request]) -> list[tuple[str, dict[str, int]]]:
@@ -110,13 +107,7 @@ def _fail(task: MIRTask, run: Run, error: Exception, *, chief: bool, told: bool 
         logger.error(f"{task.name}: {reason}")
     task.failure = error
     if chief:
-        what = {"task": task.name, **run.facts, "why": str(error), "settings": task.keys}
-        content = {**what, "versions": versions()}
-        name = f"failed_{task.name}"
-        try:
-            run.write(name, lambda stem: write_json(Path(f"{stem}.json"), content, new=True))
-        except Exception as failure:  # noqa: BLE001 - of the note alone
-            logger.error(f"{task.name}: {failure}")
+        run.note_failure(task.name, task.keys, error)
 
 
 @contextlib.contextmanager
@@ -169,33 +160,5 @@ def documents_of(lm: lmms, task: MIRTask) -> list[Document]:
 
 def _conclude(lm: lmms, task: MIRTask, measured: Measurement, run: Run) -> None:
     """Write the task's report."""
-    result, log = measured.result, measured.log
-    warnings = log.warnings(result, task.settings.modality)
-    for warning in warnings:
-        logger.warning(f"{task.name}: {warning}")
-    ordered = sorted(log.documents.items(), key=lambda item: item[1]["row"])
-    report = {
-        "task": task.name,
-        **run.facts,
-        "adapter": f"{type(lm).__module__}.{type(lm).__name__}",
-        **log.facts,
-        "settings": task.keys,
-        "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
-        "skipped": log.skipped,
-        "traps": log.traps,
-        "warnings": [*warnings, *measured.notes],
-        "plan": measured.plan,
-        "versions": versions(),
-        "seconds": {"forwards": log.seconds, "metric": measured.seconds},
-    }
-    logger.info(f"{task.name}: MIR {result.mir:.4f} over {len(log.documents)} documents")
-    try:
-        rows = {
-            number: (vision.float().cpu().numpy(), text.float().cpu().numpy())
-            for number, (vision, text) in measured.rows.items()
-        }
-        files = run.write(f"mir_{task.name}", lambda stem: write_report(stem, result, report, rows))
-        if files:
-            logger.info(f"{task.name}: {' and '.join(str(file) for file in files)}")
-    except Exception as error:  # noqa: BLE001 - the value still reaches the harness's own JSON
-        logger.error(f"{task.name}: {error}")
+    adapter = f"{type(lm).__module__}.{type(lm).__name__}"
+    run.conclude(task.name, task.keys, task.settings.modality, adapter, measured)

@@ -11,16 +11,14 @@ from lmms_eval.api.task import ConfigurableTask, TaskConfig
 
 from mir_task.documents.draw import documents
 from mir_task.documents.media import open_media
-from mir_task.documents.others import other_row
+from mir_task.documents.others import row_of_other_medium
 from mir_task.errors import MIRError, did_you_mean
+from mir_task.harness.scores import METRICS, aggregation, higher_is_better, metrics_of, of_document
 from mir_task.result import MIRResult
 from mir_task.settings import BASE, PREFIX, Settings
 from mir_task.tasks import mir_keys, with_base
 
 SPLIT = "test"
-METRICS = ("mir", "mir_published_fast", "mir_stderr")
-CAPTION_METRICS = ("caption_loss", "caption_ppl")
-GAIN_METRICS = ("caption_gain", "caption_gain_stderr")
 
 _MEANT_FOR_MIR = {"task", "task_alias", "tag", "group", "group_alias", "metadata"}
 _OF_BENCHMARKS = {field.name for field in dataclasses.fields(TaskConfig)} - _MEANT_FOR_MIR
@@ -64,11 +62,7 @@ class MIRTask(ConfigurableTask):
         _check_other_keys(config)
         self.keys = self.settings.keys()
         """The task's `mir_*` keys, all of them, for what is written of it."""
-        self.metrics = (
-            *METRICS,
-            *(CAPTION_METRICS if self.settings.measures_captions else ()),
-            *(GAIN_METRICS if self.settings.measures_gain else ()),
-        )
+        self.metrics = metrics_of(self.settings)
         try:
             self._start(config)
         except MIRError:
@@ -199,12 +193,7 @@ class MIRTask(ConfigurableTask):
     def other_visual(self, row: int) -> Callable[[dict[str, Any]], list[Any]] | None:
         """As `doc_to_visual`, of a document with another medium; None where there is none."""
         rows = self.dataset[SPLIT]
-        own = rows[row]["media"]
-
-        def is_same(number: int) -> bool:
-            return rows[number]["media"] == own or rows[number]["fault"] is not None
-
-        other = other_row(row, len(rows), self.settings.seed, is_same)
+        other = row_of_other_medium(rows, row, self.settings.seed)
         return None if other is None else lambda doc: self.doc_to_visual(rows[other])
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
@@ -228,8 +217,7 @@ class MIRTask(ConfigurableTask):
 
         They are not read from the answers, which options of the harness may change.
         """
-        counts = {key: n for key, n in self.token_counts.get(doc["id"], {}).items() if key != "tokens"}
-        return {**{metric: {} for metric in self.metrics}, METRICS[0]: counts}
+        return of_document(self.metrics, self.token_counts.get(doc["id"], {}))
 
     def answer(self, document_id: str) -> tuple[str, dict[str, int]]:
         """Token counts of one document, in the form that reaches the harness's samples."""
@@ -240,17 +228,11 @@ class MIRTask(ConfigurableTask):
     def aggregation(self) -> dict[str, Callable[[list[Any]], Any]]:
         """The task's result, which `mir_prefill` has left here; N/A where it could not be measured."""
         assert self.result is not None or self.failure is not None, "aggregated before its requests"
-        values = {} if self.result is None else self.result.to_dict()
-
-        def aggregate(metric: str) -> Callable[[list[Any]], Any]:
-            value = values.get(metric)
-            return lambda items: "N/A" if value is None else value
-
-        return {metric: aggregate(metric) for metric in self.metrics}
+        return aggregation(self.metrics, self.result)
 
     def higher_is_better(self) -> dict[str, bool]:
         """Lower is better, but for caption gain."""
-        return {metric: metric == "caption_gain" for metric in self.metrics}
+        return higher_is_better(self.metrics)
 
 
 def _check_other_keys(config: dict[str, Any]) -> None:

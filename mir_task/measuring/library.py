@@ -72,7 +72,7 @@ def measure(
     Raises:
         MIRError: on every process alike, when the model, a setting or a document does not do.
     """
-    with _in_keywords():
+    with in_keywords():
         chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
         pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
         inner = reading_part(_unwrapped(model))
@@ -80,10 +80,10 @@ def measure(
             documents = list(_share(pairs, _reader_of(chosen.modality, encode)))
         make = functools.partial(_Processor, inner, processor, chosen, encode)
         with undisturbed(inner):
-            measured = measure_together(make, documents, chosen, name, bars=bars, words=_of_keywords)
+            measured = measure_together(make, documents, chosen, name, bars=bars, words=of_keywords)
     if rank() == 0:
         for warning in measured.log.warnings(measured.result, chosen.modality):
-            logger.warning(f"{name}: {_of_keywords(warning)}")
+            logger.warning(f"{name}: {of_keywords(warning)}")
     return measured.result
 
 
@@ -109,7 +109,7 @@ def check(
     Raises:
         MIRError: MIR cannot be measured, with the reason that `measure` gives.
     """
-    with _in_keywords():
+    with in_keywords():
         chosen = MeasureSettings.of("check", {"placement": "assistant_chat"} | settings, prefix="")
         inner = reading_part(_unwrapped(model))
         reader = _Processor(inner, processor, chosen, encode)
@@ -123,7 +123,7 @@ def check(
         return Check.of(reader, seen)
 
 
-def _of_keywords(message: str) -> str:
+def of_keywords(message: str) -> str:
     """A message in the names of this function's arguments, not in those of a task's keys."""
     message = re.sub(r"[Ss]et mir_text_limit \(words\)[\w ]*", "pass shorter texts", message)
     for name in MeasureSettings.model_fields:
@@ -136,11 +136,12 @@ def _of_keywords(message: str) -> str:
 
 
 @contextlib.contextmanager
-def _in_keywords() -> Iterator[None]:
+def in_keywords() -> Iterator[None]:
+    """Put messages of what is inside in the names of keyword arguments."""
     try:
         yield
     except MIRError as error:
-        raise MIRError(_of_keywords(str(error))) from error
+        raise MIRError(of_keywords(str(error))) from error
 
 
 class _Processor(Reader):

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from loguru import logger
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,8 +23,8 @@ from mir_task.errors import MIRError
 from mir_task.measuring import plan
 from mir_task.measuring.log import DocumentLog, reasons
 from mir_task.measuring.processes import CONNECTED, all_gather, on_every_rank, rank
-from mir_task.measuring.reader import Reader
 from mir_task.measuring.run import run_documents
+from mir_task.measuring.source import StateSource
 from mir_task.metric.definition import ComputedLayer, result_of_layers
 from mir_task.result import MIRResult
 from mir_task.settings import MeasureSettings
@@ -45,9 +47,29 @@ class Measurement(NamedTuple):
     plan: dict[str, Any]
     """Where statistics lived, in how much memory, and what each pass measured."""
 
+    def report(self, modality: str) -> dict[str, Any]:
+        """What the side file says of what was measured, beside whose it is and with which settings."""
+        ordered = sorted(self.log.documents.items(), key=lambda item: item[1]["row"])
+        return {
+            **self.log.facts,
+            "documents": [{"id": document_id, **seen} for document_id, seen in ordered],
+            "skipped": self.log.skipped,
+            "traps": self.log.traps,
+            "warnings": [*self.log.warnings(self.result, modality), *self.notes],
+            "plan": self.plan,
+            "seconds": {"forwards": self.log.seconds, "metric": self.seconds},
+        }
+
+    def sample(self) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """As `rows`, for a file."""
+        return {
+            number: (vision.float().cpu().numpy(), text.float().cpu().numpy())
+            for number, (vision, text) in self.rows.items()
+        }
+
 
 def measure_together(
-    make_reader: Callable[[], Reader],
+    make_reader: Callable[[], StateSource],
     documents: list[Document],
     settings: MeasureSettings,
     name: str,
@@ -58,7 +80,7 @@ def measure_together(
     """The result of all processes' documents, on each of them.
 
     Args:
-        make_reader: gives what runs this process's model.
+        make_reader: gives what runs this process's model, or reads what one gave.
         documents: of this process, in the order to run.
         settings: what is measured and how.
         name: of the task, for bars and messages.
@@ -94,7 +116,7 @@ def measure_together(
     if settings.measures_captions and loss is None:
         run.note(
             "the losses of captions are N/A: the forwards of "
-            f"{type(run.reader.model).__name__} return no logits, or some that are not finite"
+            f"{run.reader.model_class} return no logits, or some that are not finite"
         )
     elif settings.measures_gain and gain is None:
         lost = [entry["caption_gain_lost"] for entry in entries if "caption_gain_lost" in entry]
@@ -114,7 +136,7 @@ class _Passes:
 
     def __init__(
         self,
-        make_reader: Callable[[], Reader],
+        make_reader: Callable[[], StateSource],
         documents: list[Document],
         settings: MeasureSettings,
         name: str,
@@ -133,10 +155,10 @@ class _Passes:
         self.seconds = 0.0
         with on_every_rank():
             self.reader = make_reader()
-            devices = plan.layer_devices(self.reader.decoder)
+            devices = self.reader.layer_devices
             memory = settings.host_memory, settings.accelerator_memory
             own = plan.room_for(devices.values(), *memory)
-            self.shape = plan.shape(self.reader.decoder)
+            self.shape = self.reader.shape
         self.room = plan.Room(*(min(sizes) for sizes in zip(*all_gather(own), strict=True)))
         with on_every_rank():
             self.places = plan.choose_places(devices, self.shape, self.room, settings.groups)

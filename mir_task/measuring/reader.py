@@ -11,6 +11,7 @@ from mir_task.capture.decoder import MEDIA, find_decoder, media_token_ids
 from mir_task.capture.hooks import HiddenStateCapture, Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
+from mir_task.measuring import plan
 from mir_task.measuring.calls import Call, token_text, watching_media
 from mir_task.measuring.prompts import (
     NothingArrived,
@@ -126,6 +127,21 @@ class Reader:
             self._capture.keeps_rows = True
 
     @property
+    def model_class(self) -> str:
+        """Of the model, for messages and the side file."""
+        return type(self.model).__name__
+
+    @property
+    def layer_devices(self) -> dict[int, torch.device]:
+        """On which each decoder layer runs, by its number; 0 is the decoder's input."""
+        return plan.layer_devices(self.decoder)
+
+    @property
+    def shape(self) -> plan.Shape:
+        """Of the hidden states, as the decoder's input embedding has them."""
+        return plan.shape(self.decoder)
+
+    @property
     def batch_size(self) -> int:
         """Documents to run at once."""
         return self.capacity if self._template is not None and self._batches else 1
@@ -148,7 +164,7 @@ class Reader:
     def facts(self, prefill: Prefill) -> dict[str, Any]:
         """What the side file says of the model; the same for every document and process."""
         return {
-            "model_class": type(self.model).__name__,
+            "model_class": self.model_class,
             "decoder": self.decoder.name,
             "hidden_size": prefill.text_rows[0].shape[1],
             "hidden_dtype": str(prefill.text_rows[0].dtype).removeprefix("torch."),
@@ -316,7 +332,7 @@ class Reader:
                 else f"the {self.modality} was dropped, or the model reads none"
             )
             return (
-                f"{type(self.model).__name__} has no {TOKENS[self.modality]} tokens in its text "
+                f"{self.model_class} has no {TOKENS[self.modality]} tokens in its text "
                 f"decoder's sequence ({cause}), so MIR is not defined on it"
             )
         cause = "; ".join(call.complaints) or "it reported nothing"

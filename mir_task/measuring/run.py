@@ -16,8 +16,8 @@ from mir_task.errors import MIRError
 from mir_task.measuring.log import DocumentLog, named
 from mir_task.measuring.processes import rank, stop_if_another_failed
 from mir_task.measuring.prompts import alike
-from mir_task.measuring.reader import Reader
 from mir_task.measuring.seen import Caption, Rejected, Seen
+from mir_task.measuring.source import StateSource
 from mir_task.settings import MeasureSettings
 
 
@@ -36,7 +36,7 @@ class Meter(Protocol):
 
 
 def run_documents(
-    reader: Reader,
+    reader: StateSource,
     documents: Iterable[Document],
     meter: Meter,
     layers: Mapping[int, torch.device],
@@ -49,7 +49,7 @@ def run_documents(
     """Run documents through the model and count them.
 
     Args:
-        reader: runs the model.
+        reader: runs the model, or reads what one gave.
         documents: in the order to run.
         meter: counts the documents.
         layers: numbers of the decoder layers that the meter counts, and where their rows go.
@@ -132,7 +132,7 @@ class _Counting:
         logger.warning(f"{self.name}: skipped {message}")
         self.log.skipped[document.id] = rejected.reason
 
-    def count(self, reader: Reader, document: Document, seen: Seen) -> None:
+    def count(self, reader: StateSource, document: Document, seen: Seen) -> None:
         prefill = seen.prefill
         tokens = int(prefill.real.sum())
         if reader.context is not None and tokens > reader.context:
@@ -169,14 +169,14 @@ class _Counting:
             self.log.documents[document.id] |= loss
         elif self.gain_is_asked_for:
             raise MIRError(
-                f"the forwards of {type(reader.model).__name__} return no logits, or some that are not "
+                f"the forwards of {reader.model_class} return no logits, or some that are not "
                 "finite, so its texts have no loss; mir_caption_gain: false measures MIR alone"
             )
         for trap in set(seen.traps) - self._logged:
             logger.info(f"{self.name}: {trap}")
         self._logged |= set(seen.traps)
 
-    def count_gain(self, reader: Reader, batch: Iterable[Document]) -> None:
+    def count_gain(self, reader: StateSource, batch: Iterable[Document]) -> None:
         """Run the documents of a batch that were counted once more, with the media of others."""
         captions, self._captions = self._captions, {}
         others = [
@@ -207,7 +207,7 @@ class _Counting:
                 )
             entry["caption_gain_lost"] = outcome.reason
 
-    def without_placeholders(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
+    def without_placeholders(self, reader: StateSource, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts the model cannot take for media; the others are rejected by name."""
         kept = []
         for document in documents:
@@ -219,7 +219,7 @@ class _Counting:
                 kept.append(document)
         return kept
 
-    def within_context(self, reader: Reader, documents: Iterable[Document]) -> list[Document]:
+    def within_context(self, reader: StateSource, documents: Iterable[Document]) -> list[Document]:
         """The documents whose texts alone fit into the model; the others are rejected by name."""
         fitting = list(documents)
         if reader.context is not None:
@@ -229,7 +229,7 @@ class _Counting:
         return fitting
 
     def name_long_documents(
-        self, reader: Reader, document: Document, seen: Seen, queue: Iterable[Document]
+        self, reader: StateSource, document: Document, seen: Seen, queue: Iterable[Document]
     ) -> None:
         """Say which documents will not fit, now that the first shows what stands beside a text."""
         if seen.arrival.cut:
@@ -273,7 +273,7 @@ def _beyond(context: int) -> str:
     )
 
 
-def _longer(reader: Reader, documents: Iterable[Document], tokens: int) -> dict[str, Document]:
+def _longer(reader: StateSource, documents: Iterable[Document], tokens: int) -> dict[str, Document]:
     # A token is at least a byte, so most texts need no tokenizer to be found short.
     return {
         document.id: document
