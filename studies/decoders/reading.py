@@ -1,7 +1,8 @@
-"""How a small decoder learns to read captions: one kind of question after the other.
+"""How a small decoder learns to read captions: by telling the same things in another order, and questions.
 
-Asked all kinds alike, a decoder may answer six of the seven and stay at chance on the last for thousands
-of steps. So a kind comes in when those before it are answered, and is asked most until it is answered.
+Taught by questions alone, a decoder may answer six of the seven kinds and stay at chance on the last for
+thousands of steps. Telling the things again in another order, and each from its place back to its size,
+takes the same look-ups at every word; and kinds of questions that are not answered yet are asked more.
 """
 
 import itertools
@@ -14,25 +15,38 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from studies.alignment import gate, language, world
 
-ORDER = ("where", "shape", "exists", "count", "colour", "at", "size")
-"""Of the kinds of questions: next to what they ask about first."""
-OPEN = 2
-"""Kinds not yet answered that are asked at a time."""
-ANSWERED = 0.9
+RETOLD = ("many things", "the things")
+"""What the user says for the things in another order, and for each of them from its place back."""
+ANSWERED, UNANSWERED = 0.9, 3.0
+"""Share of questions from which on a kind counts as answered, and how much more others are asked."""
 PASSED = 0.97
 """Of the mean over kinds, on scenes of the training's kind, after which the learning rate falls."""
 CHECK, FALLING = 100, 500
 """Steps between two checks, and over which the learning rate falls to zero."""
-BATCH, LEARNING_RATE = 40, 2e-3
+BATCH, LEARNING_RATE = 32, 2e-3
 
 
 def weights(answered: Mapping[str, float]) -> dict[str, float]:
     """How often each kind is asked, by the share of its questions that is answered."""
-    waiting = [kind for kind in ORDER if answered[kind] < ANSWERED]
-    asked = {kind: 1.0 for kind in ORDER if kind not in waiting}
-    asked |= {kind: max(len(asked), 1.0) for kind in waiting[:OPEN]}
+    asked = {kind: 1.0 if answered[kind] >= ANSWERED else UNANSWERED for kind in world.KINDS}
     total = sum(asked.values())
     return {kind: share / total for kind, share in asked.items()}
+
+
+def retold(scene: world.Scene, random: np.random.Generator, how: str) -> str:
+    """The things of a scene in another order, as a caption or each from its place back to its size."""
+    things = [scene[i] for i in random.permutation(len(scene))]
+    if how == RETOLD[0]:
+        return world.caption(things)
+    back = []
+    for thing in things:
+        size, colour, shape = (
+            world.SIZES[thing.size],
+            world.COLOURS[thing.colour],
+            world.SHAPES[thing.shape],
+        )
+        back.append(f"at {world.PLACES[thing.cell]} {shape} {colour} a {size}")
+    return " , ".join(back) + " ."
 
 
 def document(
@@ -44,6 +58,7 @@ def document(
     *,
     copying: float,
     brief: float,
+    retelling: float,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation about a caption, as long as fits.
 
@@ -55,6 +70,7 @@ def document(
         asked: how often each kind of question is asked.
         copying: probability of random words to repeat in place of a caption.
         brief: probability of a caption of less detail, to repeat.
+        retelling: probability that the caption's things are told again in other orders.
     """
     kind = random.random()
     if kind < copying:
@@ -68,6 +84,9 @@ def document(
         else:
             text = world.caption(things)
             turns = [(text, text)] if random.random() < 0.1 else []
+            for how in random.permutation(RETOLD) if random.random() < retelling else ():
+                said = str(how) if turns else f"{text} {how}"
+                turns.append((said, retold(scene, random, str(how))))
             kinds, shares = list(asked), list(asked.values())
             for drawn in random.choice(kinds, 30, p=shares):
                 question = world.question(scene, str(drawn), random)
@@ -92,13 +111,13 @@ def train_decoder(config: LlamaConfig, encode: language.Encode) -> LlamaForCausa
     model.set_attn_implementation("eager")  # the fused one is several times slower on a CPU
     forward = torch.compile(model, dynamic=False)
     random, scenes = np.random.default_rng(0), world.scenes(1, held_out=False)
-    # Room for the longest caption twice, and a question.
+    # Room for the longest caption three times, and some questions.
     longest = " , ".join(["a small white triangle at bottomright"] * 4)
-    length = 16 * (2 * len(encode(longest)) // 16 + 2)
+    length = 16 * (3 * len(encode(longest)) // 16 + 3)
 
     def batches(steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """As many as that, of all there is; or until all kinds are answered."""
-        asked = dict.fromkeys(ORDER, 1 / len(ORDER))
+        asked = dict.fromkeys(world.KINDS, 1 / len(world.KINDS))
         for step in itertools.count() if steps is None else range(steps):
             if steps is None and step % CHECK == 0:
                 answered = accuracy(model.eval(), encode, 100, seed=6, held_out=False)
@@ -107,10 +126,12 @@ def train_decoder(config: LlamaConfig, encode: language.Encode) -> LlamaForCausa
                 if sum(answered.values()) / len(answered) > PASSED:
                     return
                 asked = weights(answered)
-            copying, brief = (max(0.05, 0.5 - step / 2000), 0.0) if steps is None else (0.05, 0.2)
+            if steps is None:
+                shares = {"copying": max(0.05, 0.5 - step / 1000), "brief": 0.0, "retelling": 0.7}
+            else:
+                shares = {"copying": 0.05, "brief": 0.2, "retelling": 0.2}
             documents = [
-                document(next(scenes), random, encode, length, asked, copying=copying, brief=brief)
-                for _ in range(BATCH)
+                document(next(scenes), random, encode, length, asked, **shares) for _ in range(BATCH)
             ]
             ids, labels = language.batch(documents)
             room = length - ids.shape[1]

@@ -56,15 +56,21 @@ def test_the_tokenizer_that_is_kept_is_the_one_that_is_made():
         assert set(made["model"]["vocab"]) == set(kept["model"]["vocab"])  # ids of equal counts differ
 
 
-def test_kinds_of_questions_come_in_one_after_the_other():
-    nothing = dict.fromkeys(reading.ORDER, 0.0)
-    assert set(reading.weights(nothing)) == set(reading.ORDER[:2])
-    some = nothing | {"where": 1.0, "shape": 0.95}
-    asked = reading.weights(some)
-    assert set(asked) == {"where", "shape", "exists", "count"}
-    assert asked["exists"] == 2 * asked["where"]
+def test_kinds_that_are_not_answered_are_asked_more():
+    answered = dict.fromkeys(world.KINDS, 1.0) | {"at": 0.3}
+    asked = reading.weights(answered)
+    assert asked["at"] == reading.UNANSWERED * asked["where"]
     assert math.isclose(sum(asked.values()), 1)
-    assert set(reading.weights(dict.fromkeys(reading.ORDER, 1.0))) == set(reading.ORDER)
+
+
+def test_things_are_told_again_from_their_place_back():
+    scene = next(world.scenes(3, held_out=False))
+    back = reading.retold(scene, np.random.default_rng(0), reading.RETOLD[1])
+    told = {tuple(part.split()) for part in back.removesuffix(" .").split(" , ")}
+    words = [thing.words().split() for thing in scene]
+    assert told == {
+        ("at", place, shape, colour, "a", size) for _, size, colour, shape, _, place in words
+    }
 
 
 def test_a_line_that_was_cut_off_is_run_again_and_spoils_no_other(tmp_path):
