@@ -1,4 +1,4 @@
-"""How a small decoder learns to read captions: by telling the same things in another order, and questions.
+"""How a small decoder learns to read captions: by telling things in another order, and by questions.
 
 Taught by questions alone, a decoder may answer six of the seven kinds and stay at chance on the last for
 thousands of steps. Telling the things again in another order, and each from its place back to its size,
