@@ -59,11 +59,11 @@ class MeasureSettings(BaseModel):
     placement: Placement | None = None
     """Where the text stands; the best that the adapter supports where not given."""
     outliers: Literal["replace", "drop"] = "replace"
-    """What becomes of tokens whose norm is an outlier: `replace` puts the median row in their place, as the
-    published code does; `drop` leaves them out, as the paper's text says."""
+    """What becomes of tokens whose norm is an outlier: `replace` puts the median row in their place, as
+    the published code does; `drop` leaves them out, as the paper's text says."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a document that cannot be measured does: `stop` ends the run, `skip` leaves the document out and
-    reports it."""
+    """What a document that cannot be measured does: `stop` ends the run, `skip` leaves the document
+    out and reports it."""
     min_documents: int | None = Field(default=None, ge=1)
     """Documents that have to be measured where others are skipped; half of them if not given."""
     groups: int | None = Field(default=None, ge=0)

@@ -1,7 +1,7 @@
 """What `mkdocs.yml` needs beyond `docs/`: pages that stand elsewhere in the repository, and their links.
 
-A page is written for the repository, where its links are relative to itself. On the site it stands at the
-same path, without `docs/`; files of the repository that the site does not have are named, not linked.
+A page is written for the repository, where its links are relative to itself. On the site it stands at
+the same path, without `docs/`. Files of the repository that the site does not have are named, not linked.
 """
 
 import posixpath
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "README.md",
     "benchmarks/README.md",
     "examples/leaderboard/leaderboard.html",
     "results/*.md",
@@ -47,9 +48,10 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         image, text, target, anchor = match.groups("")
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
-        path = posixpath.normpath(posixpath.join(folder, target)).removeprefix("docs/")
+        inside = posixpath.normpath(posixpath.join(folder, target))
+        path = inside.removeprefix("docs/")
         if files.get_file_from_path(path) is None:
-            return text
+            return text if (ROOT / inside).exists() else match[0]  # which the build then warns of
         return f"{image}[{text}]({posixpath.relpath(path, posixpath.dirname(stands) or '.')}{anchor})"
 
     parts = _CODE.split(markdown)

@@ -21,25 +21,25 @@ from mir_task import settings, tasks
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
 HEAD = """# All tasks and all keys
 
-`python -m tools.task_keys` writes this page from the package's YAML files and settings, and a test holds that
-it is today's. [Tasks](tasks.md) says how to run a task and how to write your own, [own data](own_data.md) what the keys of
-sources read.
+[Tasks](tasks.md) says how to run a task and how to write your own, [your own data](own_data.md) what the keys of sources
+can name. This page is written from the package's YAML files and settings (`python -m tools.task_keys`).
 """
 SOURCES = ("media_dataset", "text_dataset")
 
 
 def page() -> str:
     """The whole page."""
-    measure = settings.MeasureSettings.model_fields
+    measured = list(settings.MeasureSettings.model_fields)
+    others = [name for name in settings.Settings.model_fields if name not in measured]
     return "\n".join(
         [
             HEAD,
             "## Keys of any task: what is measured\n",
-            *keys(settings.MeasureSettings, list(measure)),
-            "\n`mir_base` names another MIR task, whose keys hold where the task has none of its own. `mir_task.measure`",
-            "takes the keys of this table as arguments, without their `mir_`.\n",
+            *keys(settings.MeasureSettings, measured),
+            "\n`mir_base` names another MIR task, whose keys hold where the task has none of its own.",
+            "`mir_task.measure` takes the keys of this table as arguments, without their `mir_`.\n",
             "## Keys of any task: which documents\n",
-            *keys(settings.Settings, [name for name in settings.Settings.model_fields if name not in measure]),
+            *keys(settings.Settings, others),
             "\n## Tasks\n",
             *task_table(),
             "\n## Groups\n",
@@ -104,7 +104,8 @@ def task_table() -> Iterator[str]:
     yield "| task | documents | images | texts | |"
     yield "|---|---:|---|---|---|"
     packaged = tasks.packaged_tasks()
-    for name in sorted(packaged, key=lambda task: (packaged[task].parent != tasks.TASK_CONFIGS, by_number(task))):
+    in_folders = {name: path.parent != tasks.TASK_CONFIGS for name, path in packaged.items()}
+    for name in sorted(packaged, key=lambda name: (in_folders[name], by_number(name))):
         of = settings.Settings.of(name, tasks.mir_keys(tasks.read_task(packaged[name], packaged)))
         media, text = (first(getattr(of, key)) for key in SOURCES)
         how = "by id" if of.pairing == "by_id" else "unpaired"

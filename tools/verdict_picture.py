@@ -19,6 +19,7 @@ FIGURES = {
 
 
 def main() -> None:
+    """Draw it."""
     gains = json.loads((RESULTS / "gain.json").read_text("utf-8"))
     runs = {name: json.loads((RESULTS / "runs" / f"{name}.json").read_text("utf-8")) for name in gains}
     accuracy = [run["accuracy"]["1000"]["all"] for run in runs.values()]
