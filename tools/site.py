@@ -1,7 +1,7 @@
 """What `mkdocs.yml` needs beyond `docs/`: pages that stand elsewhere in the repository, and their links.
 
 A page is written for the repository, where its links are relative to itself. On the site it stands at
-the same path, without `docs/`. Files of the repository that the site does not have are named, not linked.
+the same path, without `docs/`. Files that only the repository has are named, not linked.
 """
 
 import posixpath

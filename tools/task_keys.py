@@ -1,7 +1,7 @@
 """Write `docs/keys.md`, the tables of all tasks and all keys: `python -m tools.task_keys`.
 
-Keys, their values and defaults are those of `mir_task.settings`, the words about a key are its docstring,
-and the tasks are the packaged YAML files with the comment at their head.
+Keys, their values and defaults are those of `mir_task.settings`, the words about a key are its
+docstring, and the tasks are the packaged YAML files with the comment at their head.
 """
 
 import ast
@@ -21,8 +21,9 @@ from mir_task import settings, tasks
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
 HEAD = """# All tasks and all keys
 
-[Tasks](tasks.md) says how to run a task and how to write your own, [your own data](own_data.md) what the keys of sources
-can name. This page is written from the package's YAML files and settings (`python -m tools.task_keys`).
+[Tasks](tasks.md) says how to run a task and how to write your own, [your own data](own_data.md) what the
+keys of sources can name. This page is written from the package's YAML files and settings
+(`python -m tools.task_keys`).
 """
 SOURCES = ("media_dataset", "text_dataset")
 
