@@ -70,7 +70,7 @@ def in_shell(command: str, folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout

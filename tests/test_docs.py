@@ -77,7 +77,7 @@ def test_links(page: Path) -> None:
 
 
 def test_the_readme_is_short_and_names_what_works() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
+    readme = re.sub(r"<!--.*-->\n", "", (ROOT / "README.md").read_text("utf-8"))
     assert len(readme.split()) <= 900
     assert len(readme.splitlines()) <= 115
     first = re.search(r"^lmms-eval .*$", readme, re.MULTILINE)
