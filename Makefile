@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-transformers4
+VENV_DOCS ?= .venv-docs
 BIN = $(VENV)/bin
 
 export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 export HF_HOME ?= $(CURDIR)/.cache/huggingface
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint docs
 demo: $(VENV)/ready
 	@$(BIN)/python -m mir_task demo demo-output
 
@@ -25,6 +26,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A site in site/: `python3 -m http.server -d site` shows it.
+docs: $(VENV_DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
+
 $(VENV)/ready: pyproject.toml
 	@echo "Setting up $(VENV): 7 GB and some minutes, once"
 	@sh tools/tell.sh $(VENV).log $(PYTHON) -m venv $(VENV)
@@ -36,4 +41,10 @@ $(VENV4)/ready: pyproject.toml
 	@sh tools/tell.sh $(VENV4).log $(PYTHON) -m venv $(VENV4)
 	@sh tools/tell.sh $(VENV4).log $(VENV4)/bin/pip install --progress-bar off --editable '.[dev]' 'transformers==4.57.6' 'datasets<5'
 	@sh tools/tell.sh $(VENV4).log $(VENV4)/bin/pip install --progress-bar off --no-deps llava-torch
+	touch $@
+
+EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+$(VENV_DOCS)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/pip install --quiet $$($(PYTHON) -c '$(EXTRA)')
 	touch $@

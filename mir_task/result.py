@@ -168,7 +168,7 @@ class MIRResult(_Numbers):
     """Layer 0, what enters the first decoder layer; it is no part of MIR, nor of anything below."""
     outliers: str = "replace"
     leave_one_group_out: tuple[tuple[float, ...], ...] = ()
-    """[group][layer]: F_k of all documents but that group's; empty where no groups were kept."""
+    """`[group][layer]`: F_k of all documents but that group's; empty where no groups were kept."""
     scale_free_leave_one_group_out: tuple[tuple[float | None, ...], ...] = ()
     """Likewise the layers' scale-free distances."""
     caption_loss: float | None = None

@@ -64,8 +64,11 @@ class MeasureSettings(BaseModel):
     placement: Placement | None = None
     """Where the text stands; the best that the adapter supports where not given."""
     outliers: Literal["replace", "drop"] = "replace"
+    """What becomes of tokens whose norm is an outlier: `replace` puts the median row in their place, as
+    the published code does; `drop` leaves them out, as the paper's text says."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a document that cannot be measured does to the run."""
+    """What a document that cannot be measured does: `stop` ends the run, `skip` leaves the document
+    out and reports it."""
     min_documents: int | None = Field(default=None, ge=1)
     """Documents that have to be measured where others are skipped; half of them if not given."""
     groups: int | None = Field(default=None, ge=0)
@@ -172,22 +175,27 @@ class Settings(MeasureSettings):
     documents: int = Field(default=100, ge=1)
     """Documents drawn."""
     seed: int = 0
-    """Of the draw."""
+    """Of the draw of documents."""
     media_dataset: str | tuple[str, ...]
     """Source of the images, videos or audio."""
     media_config: str | None = None
+    """Configuration of that data set, where it has several."""
     media_split: str = "train"
+    """Split of that data set."""
     media_column: str
-    """The modality's name where not given."""
+    """Column of the medium; the modality's name where not given."""
     media_id: str | None = None
     """Column of the row's identity (rows of one identity are one); row numbers where not given."""
     text_dataset: str | tuple[str, ...] | None = None
     """Source of unpaired texts; without it the texts are a column of the media's rows."""
     text_config: str | None = None
+    """Configuration of that data set, where it has several."""
     text_split: str = "train"
+    """Split of that data set."""
     text_column: str | Column = "text"
-    """A name, `name.field`, or `{column: NAME, as: str}` for a column of numbers."""
+    """Column of the texts: a name, `name.field`, or `{column: NAME, as: str}` for numbers."""
     text_id: str | None = None
+    """Column of the identity of a row of texts; row numbers where not given."""
     pairing: Literal["crossed", "by_id"] = "crossed"
     """How texts of a second source go with media: the i-th drawn of each, or those of one id."""
     text_limit: int | None = Field(default=None, ge=1)

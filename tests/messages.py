@@ -4,6 +4,7 @@ As a plugin of pytest (`-p tests.messages`) it notes each of them in the folder 
 names.
 """
 
+import html
 import json
 import os
 import re
@@ -75,7 +76,7 @@ def document(found: list[tuple[str, int, list[str]]]) -> str:
         if module != last:
             lines.append(f"\n## {module}\n")
             last = module
-        lines += [f"- {message}" for message in sorted(messages.values())[:MOST]]
+        lines += [f"- {html.escape(text, quote=False)}" for text in sorted(messages.values())[:MOST]]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """`docs/messages.md` is what the tests have the package say today."""
 
 import ast
+import html
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def documented() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in DOCUMENT.read_text("utf-8").split("\n## ")[1:]:
         module, *lines = part.splitlines()
-        found[module] = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+        found[module] = [html.unescape(line[2:]) for line in lines if line.startswith("- ")]
     return found
 
 
