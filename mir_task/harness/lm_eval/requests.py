@@ -13,7 +13,7 @@ from mir_task.harness.lm_eval.task import MIRTask, Request
 from mir_task.harness.output import Run, current_run
 from mir_task.measuring.library import undisturbed
 from mir_task.measuring.passes import measure_together
-from mir_task.measuring.processes import on_every_rank, rank
+from mir_task.measuring.processes import on_every_rank, rank, world_size
 
 
 def mir_prefill(lm: LM, requests: list[Request]) -> list[str]:
@@ -58,6 +58,8 @@ def _measure(lm: LM, task: MIRTask, requests: list[Request], run: Run) -> None:
     """Measure one task on all processes together, and have it and the first write what came out."""
     with on_every_rank():
         documents = list(task.documents(requests))
+        if lm.world_size == 1:  # the harness shares documents among GPUs alone: each process has all
+            documents = documents[rank() :: world_size()]
         model = lm.model
     with undisturbed(model):
         make = functools.partial(Adapter, lm, task.settings)
