@@ -7,7 +7,10 @@ import torch
 
 import mir_task.measuring.passes
 from mir_task import MIRError, MIRMeter
+from mir_task.documents.document import Document
 from mir_task.measuring import plan
+from mir_task.measuring.passes import measure_together
+from mir_task.settings import MeasureSettings
 from tests.support import evaluate
 
 
@@ -164,3 +167,12 @@ def test_layers_offloaded_by_accelerate_are_measured(llava, adapter, tmp_path) -
     assert {p.device.type for p in layer.parameters()} == {"meta"}
     scores, _ = measured(lambda: offloaded, tmp_path, mir_seed=0)
     assert scores["mir,none"] == pytest.approx(wanted["mir,none"], abs=1e-9)
+
+
+def test_a_document_counts_once(monkeypatch) -> None:
+    """Also where a launcher gave all documents to every process, which would pass for more of them."""
+    document = Document("a", 0, "text", lambda row: [])
+    shares = [["a", "b"], ["b", "c"]]
+    monkeypatch.setattr("mir_task.measuring.passes.all_gather", lambda own: shares)
+    with pytest.raises(MIRError, match=r"1 document\(s\) of 3 .* first 'b' \(2 times, 2 process"):
+        measure_together(lambda: pytest.fail("read"), [document], MeasureSettings(), "mir")
