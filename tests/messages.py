@@ -83,10 +83,13 @@ def document(found: list[tuple[str, int, list[str]]]) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["-q", "-n", "2", "-m", "not slow", "-p", "tests.messages"]
+        options += ["--ignore", "tests/test_messages.py"]  # which is of the page before
         environment = {**os.environ, "MIR_TASK_MESSAGES": folder}
-        subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, env=environment, check=True)
+        command = [sys.executable, "-m", "pytest", *options]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         parts = [json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*.json")]
     DOCUMENT.write_text(document([tuple(each) for part in parts for each in part]), "utf-8")
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

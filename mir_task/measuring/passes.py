@@ -98,7 +98,7 @@ def measure_together(
         if twice := [each for each, number in counts.items() if number > 1]:
             raise MIRError(
                 f"{len(twice)} document(s) of {len(counts)} are given more than once, first {twice[0]!r} "
-                f"({counts[twice[0]]} times, {len(shares)} process(es)): each counts once, so give it to "
+                f"({counts[twice[0]]} times, {len(shares)} process(es)): each counts once: give it to "
                 "one process, once"
             )
     run = _Passes(make_reader, documents, settings, name, bars=bars, words=words)
