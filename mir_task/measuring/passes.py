@@ -90,16 +90,16 @@ def measure_together(
         words: puts what is logged into the caller's terms.
 
     Raises:
-        MIRError: on every process alike, when one of them cannot go on, or two have the same document.
+        MIRError: on every process alike, when one of them cannot go on, or a document is there twice.
     """
     shares = all_gather([document.id for document in documents])
     with on_every_rank():
         counts = Counter(itertools.chain(*shares))
         if twice := [each for each, number in counts.items() if number > 1]:
             raise MIRError(
-                f"{len(twice)} document(s) of {len(counts)} are given more than once, first {twice[0]!r} "
-                f"({counts[twice[0]]} times, {len(shares)} process(es)): each counts once: give it to "
-                "one process, once"
+                f"{len(twice)} document(s) of {len(counts)} are given more than once, first "
+                f"{twice[0]!r} ({counts[twice[0]]} times, {len(shares)} process(es)): each counts once, "
+                "so give it to one process, once"
             )
     run = _Passes(make_reader, documents, settings, name, bars=bars, words=words)
     planned: plan.Pass | None = run.first

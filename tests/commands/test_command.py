@@ -72,7 +72,7 @@ def test_every_option_may_be_typed_with_hyphens(path, command) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["taks"], "no command 'taks' (did you mean tasks?); there are check, compare, "),
+        (["taks"], "no command 'taks' (did you mean tasks?); there are card, check, compare, "),
         (["data", "prepar"], "no command 'prepar' (did you mean prepare?)"),
         (["check", "--modle", "x"], "--model"),
         (
@@ -152,4 +152,4 @@ def test_a_list_in_the_place_of_results_is_named(tmp_path, content) -> None:
     path.write_text(json.dumps(content))
     done = typed("leaderboard", tmp_path)
     assert done.exit_code == 0
-    assert f"left out: {path} is no results file of the harness" in done.output
+    assert f"left out: {path} is no results file of lmms-eval" in done.output

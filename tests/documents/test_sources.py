@@ -117,6 +117,8 @@ def test_the_examples_of_the_page_by_the_command(folder, llava) -> None:
     (folder / "tasks").mkdir()
     names = []
     for block in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        if "mir_modality: audio" in block:  # which this model does not hear
+            continue
         names.append(re.search(r"task: (\w+)", block)[1])
         (folder / "tasks" / f"{names[-1]}.yaml").write_text(block)
     assert len(names) == 6

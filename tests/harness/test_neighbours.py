@@ -311,9 +311,8 @@ class TestFailures:
             assert message in json.loads(why.read_text())["why"]
 
     def test_whatever_a_task_of_python_code_raises_is_a_message_that_names_it(self) -> None:
-        for keys in ({"metadata": 5}, {"doc_to_txt": "x"}):
-            with pytest.raises(MIRError, match="task mir_test cannot be loaded: TypeError"):
-                evaluate.task(**keys)
+        with pytest.raises(MIRError, match="task mir_test cannot be loaded: TypeError"):
+            evaluate.task(metadata=5)
 
     def test_a_task_object_is_itself_again_in_the_next_run(self, adapter, alone) -> None:
         task = evaluate.task(task="mir_a", mir_documents=4, mir_groups=0)
@@ -368,7 +367,7 @@ class TestKeysOfTheHarness:
         (folder / "common").write_text(text)
         manager = tasks_of(folder)
         assert manager.mir_paths["mir_a"] == folder / "mir_a.yaml"
-        with pytest.raises(MIRError, match=r"mir_a of .* cannot be loaded: .*nonsense"):
+        with pytest.raises(MIRError, match="mir_a of .*: 'nonsense' is no key"):
             manager.load_task_or_group(["mir_a"])
         (folder / "common").write_text(text.replace("nonsense: 1\n", ""))
         (task,) = manager.load_task_or_group(["mir_a"]).values()
@@ -376,7 +375,7 @@ class TestKeysOfTheHarness:
 
     def test_a_key_that_is_none_is_named(self, folder) -> None:
         write(folder, "mir_a", "doc_to_txt: x")
-        with pytest.raises(MIRError, match=r"mir_a of .*mir_a\.yaml cannot be loaded: .*doc_to_txt"):
+        with pytest.raises(MIRError, match=r"mir_a of .*mir_a\.yaml: 'doc_to_txt' is no key"):
             tasks_of(folder).load_task_or_group(["mir_a"])
 
 
