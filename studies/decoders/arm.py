@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import mir_task
-from studies.alignment import language, train
+from studies.alignment import train
 from studies.decoders import moments
 from studies.decoders.family import Examples, Family, Pair, Reader, Scenes, per_document
 from studies.decoders.recipes import Decoder, Recipe, as_dict

@@ -13,7 +13,7 @@ DECODERS: tuple[Decoder, ...] = ("deep", "wide", "smollm2")
 SEEDS = {"deep": 200, "wide": 220, "smollm2": 240}
 """Seed of a decoder's first arm; each arm has one of its own."""
 ARMS = 20
-SEEN = {"deep": 16_000, "wide": 16_000, "smollm2": 4000}
+SEEN = {"deep": 8000, "wide": 8000, "smollm2": 4000}
 """Pictures that most arms of a decoder see: n."""
 BRIEF = {"deep": ("colours", "shapes"), "wide": ("colours", "shapes"), "smollm2": ("brief",)}
 """Styles of caption unlike that of the evaluation, "full"."""

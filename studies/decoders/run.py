@@ -109,10 +109,8 @@ def run(
                 done, seconds = done + 1, time.perf_counter() - begun
                 slowest = seconds if slowest == SLOWEST else max(slowest, seconds)
                 passed = (time.perf_counter() - started) / 60
-                print(
-                    f"[{done}/{len(waiting)}, {passed:.1f} min] {recipe.name}: {seconds:.0f} s",
-                    flush=True,
-                )
+                line = f"[{done}/{len(waiting)}, {passed:.1f} min] {recipe.name}: {seconds:.0f} s"
+                print(line, flush=True)
     return done
 
 
