@@ -161,8 +161,9 @@ def clean(root: Path) -> tuple[list[Picture], Counter[str]]:
     """Pictures that are kept, and how many were not, by reason."""
     dropped: Counter[str] = Counter()
     captions, seen = Counter[tuple[str, ...]](), set[str]()
-    kept, thumbnails = list[Picture](), np.empty((0, 3 * THUMBNAIL**2), dtype=np.float32)
-    for picture in described(root):
+    kept, pictures = list[Picture](), list(described(root))
+    thumbnails = np.empty((len(pictures), 3 * THUMBNAIL**2), dtype=np.float32)
+    for picture in pictures:
         captions[picture.caption] += 1
         if not picture.title:
             dropped["no title"] += 1
@@ -183,16 +184,22 @@ def clean(root: Path) -> tuple[list[Picture], Counter[str]]:
                 dropped["blank"] += 1
             elif pixels in seen:
                 dropped["same pixels as another"] += 1
-            elif (((thumbnails - picture.thumbnail) ** 2).mean(1) < SAME**2).any():
+            elif nearest(thumbnails[: len(kept)], picture.thumbnail) < SAME:
                 dropped["looks the same as another"] += 1
             else:
                 seen.add(pixels)
-                thumbnails = np.concatenate([thumbnails, picture.thumbnail[None]])
+                thumbnails[len(kept)] = picture.thumbnail
                 file = io.BytesIO()
                 image.save(file, "png")
                 picture.png = file.getvalue()
                 kept.append(picture)
     return kept, dropped
+
+
+def nearest(thumbnails: np.ndarray, one: np.ndarray) -> float:
+    """Least root mean square difference of a thumbnail from others [n, pixels]; infinite from none."""
+    squares = np.einsum("ij,ij->i", thumbnails, thumbnails) - 2 * thumbnails @ one + one @ one
+    return float(np.sqrt(max(0.0, squares.min() / len(one)))) if len(squares) else float("inf")
 
 
 def stem(name: str) -> str:

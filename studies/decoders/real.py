@@ -3,7 +3,7 @@
 `python -m studies.decoders.real fetch --output FOLDER` gets the weights, in parts that can be carried to
 a machine without a network. With the pictures of `studies.decoders.clipart` in the same folder,
 `features` runs the frozen encoder over them, `gate` asks the decoder about captions as text,
-`checkpoint` writes a model that Hugging Face loads, and `harness` is `lmms-eval`, which knows the encoder.
+`checkpoint` writes a model that Hugging Face loads, and `harness` is `lmms-eval`, which then knows it.
 """
 
 import argparse
