@@ -7,6 +7,7 @@ a machine without a network. With the pictures of `studies.decoders.clipart` in 
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from studies.alignment import connectors, language
@@ -46,11 +48,15 @@ class Clipart:
     sft_learning_rate = 2e-5
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.folder = Path(folder)
+        self.folder, self.device = Path(folder), device
         self.tokenizer = halves.load_tokenizer(self.folder)
         self.image = len(self.tokenizer) - 1
         self.table = clipart.read(self.folder)
-        self.features = torch.from_numpy(np.load(write_features(self.folder, device), mmap_mode="c"))
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """Of the frozen encoder, of all pictures, float16 [n, tokens, features]; not in memory."""
+        return torch.from_numpy(np.load(write_features(self.folder, self.device), mmap_mode="c"))
 
     def model(self, recipe: Recipe) -> LlavaForConditionalGeneration:
         """With an untrained connector."""
@@ -134,7 +140,8 @@ class Clipart:
             said = QUESTION if image else f"{self.caption(row, 'full')}\n{QUESTION}"
             ids, labels = self.conversation(said, f" {self.table[row]['label']}", image, ANSWER)
             conversations.append((ids[:-1], labels[:-1]))  # not the end of the turn
-        return Examples(self.features[list(rows)], conversations)
+        features = self.features[list(rows)] if image else torch.empty(len(rows), 0)
+        return Examples(features, conversations)
 
     def questions(self, seed: Sequence[int]) -> Examples:
         """Of the fine-tuning, about pictures of training, of each class as many as there are."""
