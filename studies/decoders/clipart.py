@@ -220,7 +220,7 @@ def find_series(pictures: Sequence[Picture]) -> None:
     links = [(group[0], other) for group in groups.values() for other in group[1:]]
     for members in folders.values():
         rows = np.stack([pictures[number].thumbnail for number in members])
-        alike = np.corrcoef(rows) > ALIKE
+        alike = np.atleast_2d(np.corrcoef(rows)) > ALIKE  # a number, of one picture
         links += [(members[i], members[j]) for i, j in np.argwhere(np.triu(alike, 1))]
     ends = np.array(links).reshape(-1, 2).T
     graph = coo_array((np.ones(ends.shape[1]), ends), shape=(len(pictures),) * 2)
