@@ -75,6 +75,7 @@ class Lite(EfficientNetModel):
     """
 
     config_class = LiteConfig
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # it has no attention
 
     def __init__(self, config: LiteConfig) -> None:
         super().__init__(config)

@@ -157,19 +157,16 @@ def test_parts_of_weights_are_joined(tmp_path: Path) -> None:
     assert halves.joined(tmp_path, "w.gguf").read_bytes() == b"abcde"
 
 
+@pytest.fixture(scope="module")
+def family():
+    from studies.decoders.real import Clipart
+
+    return Clipart(Path(DATA))
+
+
 @with_data
 @pytest.mark.slow
 class TestWithWeights:
-    @pytest.fixture(scope="class")
-    def family(self):
-        from studies.decoders.real import Clipart
-
-        return Clipart(Path(DATA))
-
-    @pytest.fixture(scope="class")
-    def model(self, family):
-        return family.model(Recipe("smollm2", 0, 0))
-
     def test_training_reads_what_the_processor_writes(self, family) -> None:
         pairs, examples = family.held_out("full")
         assert len(pairs) == len(examples) == 200
@@ -188,9 +185,10 @@ class TestWithWeights:
         said = [token for token in labels if token != language.IGNORED]
         assert family.tokenizer.decode(said) == f"{text}<|im_end|>"
 
-    def test_features_stand_for_pixels_and_mir_is_measured(self, family, model) -> None:
+    def test_features_stand_for_pixels_and_mir_is_measured(self, family) -> None:
         from studies.decoders.family import Reader
 
+        model = family.model(Recipe("smollm2", 0, 0))
         pairs, examples = family.held_out("full")
         reader = Reader(model, family.image).eval()
         inputs = family.processor()(images=pairs[0][0], text="<image>", return_tensors="pt")
