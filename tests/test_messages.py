@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.messages import DOCUMENT, ROOT
 
-ERRORS = {"MIRError", "NothingArrived"}
+ERRORS = {"MIRError", "MixedModels", "NothingArrived"}
 
 
 def documented() -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ ELSEWHERE = (
     "examples/leaderboard/leaderboard.html",
     "results/*.md",
     "studies/*/README.md",
+    "studies/*/PLAN.md",
     "studies/*/results/*.md",
     "studies/*/results/*.html",
     "studies/*/results/*.png",

@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
         better = "second" if self.difference < 0 else "first"
         return (
             "The difference can be told from zero: the 95% interval does not hold it. "
-            f"The {better} model has the lower, better MIR."
+            f"The {better} model has the lower MIR."
         )
 
     def to_dict(self) -> dict[str, Any]:

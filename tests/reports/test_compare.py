@@ -88,7 +88,7 @@ def test_the_paired_interval_is_the_jackknife_of_the_difference(tmp_path) -> Non
     assert first.mir_stderr > 10 * stderr
     reach = 2.7764451 * stderr  # Student's t with 4 degrees of freedom
     assert found.interval == pytest.approx((math.log10(1.2) - reach, math.log10(1.2) + reach))
-    assert "The first model has the lower, better MIR" in found.sentence
+    assert "The first model has the lower MIR" in found.sentence
     assert sum(layer.share for layer in found.layers) == pytest.approx(1)
     assert [layer.difference for layer in found.layers] == pytest.approx(
         [0.2 * layer.frechet for layer in base.layers]
