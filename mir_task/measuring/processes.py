@@ -58,7 +58,8 @@ def wait_for_results() -> None:
 _waiting: list[Callable[[], None]] = []
 _WRITTEN = "mir_task/written"
 """Key, in the processes' common store, that the first process sets when it ends."""
-_PATIENCE = datetime.timedelta(minutes=30)
+_PATIENCE = datetime.timedelta(minutes=1)
+"""Enough to save results in; where this process failed and the first waits for it, no more is lost."""
 
 
 def _await_first() -> None:
