@@ -13,7 +13,7 @@ from mir_task.harness.lm_eval.task import MIRTask, Request
 from mir_task.harness.output import Run, current_run
 from mir_task.measuring.library import undisturbed
 from mir_task.measuring.passes import measure_together
-from mir_task.measuring.processes import on_every_rank, rank, world_size
+from mir_task.measuring.processes import on_every_rank, rank, wait_for_results, world_size
 
 
 def mir_prefill(lm: LM, requests: list[Request]) -> list[str]:
@@ -25,6 +25,7 @@ def mir_prefill(lm: LM, requests: list[Request]) -> list[str]:
     Raises:
         MIRError: on every process, where no task of the run has anything to show.
     """
+    wait_for_results()
     run = current_run(lm)
     if run.folder is not None and run.folder.parent.suffix == ".json":
         run.folder = run.folder.parent.parent  # results go to a file, not into a folder
