@@ -29,6 +29,7 @@ lint: $(VENV)/ready
 # A site in site/: `python3 -m http.server -d site` shows it.
 docs: $(VENV_DOCS)/ready
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
+	@echo "The pages: site/index.html"
 
 $(VENV)/ready: pyproject.toml
 	@echo "Setting up $(VENV): 7 GB and some minutes, once"

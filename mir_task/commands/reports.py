@@ -232,6 +232,8 @@ def plot(
     if tokens is not None:
         plot.draw_tokens(tokens, picture, layers=layers, method=method, title=title)
     else:
+        for label, side_file in zip(labels, side_files, strict=False):
+            click.echo(f"{label} = {side_file}", err=True)
         for warning in plot.draw_side_files(
             side_files, picture, diagnostic, labels=labels, title=title, ordered=ordered
         ):

@@ -116,6 +116,7 @@ def check(load: Callable[[], lmms], config: dict[str, Any]) -> Report:
     Raises:
         MIRError: MIR cannot be measured, with the reason.
     """
+    MIRTask(config)  # draws all documents, so that a run of the task finds as many as it asks for
     task = MIRTask({**config, "mir_documents": DOCUMENTS})
     lm = load()
     documents = documents_of(lm, task)

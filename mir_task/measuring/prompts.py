@@ -185,7 +185,10 @@ def probe_for(text: str, tokenizer: Tokenizer) -> str:
             spelled = spelled_by(tokenizer, probe).casefold().strip()
             if spelled and spelled[0] not in excluded:
                 return probe
-    raise MIRError("the tokenizer spells no other text in a way that tells it from this one")
+    raise MIRError(
+        f"the tokenizer begins every text as it begins {text[:40]!r}, so whether that arrives cannot be "
+        "told: its vocabulary may lack the words of this text"
+    )
 
 
 def alike(text: str) -> str:

@@ -77,10 +77,11 @@ def draw_layers(
     panels = [*distances, NORMS, *([DIAGNOSTICS[diagnostic]] if diagnostic else [])]
     contents = {label: result.to_dict() for label, result in results.items()}
     for panel, (label, content) in itertools.product(panels, contents.items()):
-        if any(layer[curve.key] is None for curve in panel.curves for layer in content["layers"]):
+        if not _holds(content, panel):
+            there = [name for name, other in DIAGNOSTICS.items() if _holds(content, other)]
             raise MIRError(
                 f"{label}: the side file lacks {diagnostic} (an older one, or without mir_extras): "
-                f"measure again, or choose another --diagnostic of {', '.join(DIAGNOSTICS)}"
+                f"measure again, or choose another --diagnostic of {', '.join(there)}"
             )
     painted = figures.colours(len(results), ordered=ordered)
     figure, all_axes = figures.panels_of(len(panels), columns=len(panels) if alone else 2)
@@ -109,6 +110,11 @@ def draw_layers(
         figures.legend_of_models(figure, names, painted, note)
     figure.suptitle(title, fontsize=11)
     figures.save(figure, path)
+
+
+def _holds(content: Mapping[str, Any], panel: Panel) -> bool:
+    """Whether a result has all that a panel draws."""
+    return all(layer[curve.key] is not None for curve in panel.curves for layer in content["layers"])
 
 
 def draw_side_files(

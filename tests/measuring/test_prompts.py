@@ -147,5 +147,5 @@ def test_a_probe_begins_with_what_no_other_text_holds() -> None:
     assert probe_for("a text of 0 and 1", Letters())[0] == "2"
     everything = string.printable
     assert probe_for(everything, Letters())[0] != everything.strip()[0]
-    with pytest.raises(MIRError, match="spells no other text"):
+    with pytest.raises(MIRError, match="begins every text as it begins 'blue'"):
         probe_for("blue", type("Unknown", (Letters,), {"encode": lambda *_, **__: [120]})())
