@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from mir_task.commands.cli import main
+from mir_task.errors import MIRError
 from mir_task.measuring.plan import Shape
 from mir_task.statistics.memory import GIB
+from tests.support import evaluate
 
 
 def checked(*arguments: str):
@@ -127,3 +129,11 @@ def test_a_model_without_vision_tokens_is_refused(llama_vision) -> None:
 
 def test_an_unknown_task_is_wrong_usage(llava) -> None:
     assert checked(*arguments(llava), "--task", "mir_nowhere").exit_code == 2
+
+
+def test_a_task_that_asks_for_more_documents_than_there_are_loads_no_model() -> None:
+    from mir_task.harness.check import check
+
+    config = {**evaluate.DEMO, "mir_documents": 4000}
+    with pytest.raises(MIRError, match="mir_documents asks for 4000"):
+        check(lambda: pytest.fail("loaded"), config)

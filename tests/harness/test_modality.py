@@ -97,7 +97,7 @@ def test_an_adapter_that_fails_on_audio_is_told_apart_from_a_bad_file(llava, tmp
 
 def test_check_names_the_tokens(tmp_path) -> None:
     checkpoint = llava_onevision(tmp_path / "onevision")
-    keys = {"task": "mir_clips", "class": "MIRTask", **clips(tmp_path)}
+    keys = {"task": "mir_clips", "class": "MIRTask", "mir_documents": 6, **clips(tmp_path)}
     (tmp_path / "mir_clips.yaml").write_text(yaml.safe_dump(keys))
     page = tmp_path / "strip.html"
     model = f"pretrained={checkpoint},device=cpu,device_map=cpu"
