@@ -190,9 +190,11 @@ def test_a_running_batch_says_what_it_does_and_how_to_go_on(tmp_path) -> None:
     hanging.touch()
     arguments = {"model": "standin_hangs", "model_args": f"pretrained={hanging}", "tasks": "mir_demo"}
     models.write_text(yaml.safe_dump([arguments]))
+    root = Path(__file__).parents[2]
+    path = f"PYTHONPATH={root}:{root / 'tests' / 'standins' / 'installed'}"
     old = os.umask(0o022)
     try:
-        batch = start(models, "--output-path", output, cwd=tmp_path)
+        batch = start(models, "--env", path, "--output-path", output, cwd=tmp_path)
         wait_for(lambda: list(output.glob(".*.partial")), 60)
         (folder,) = output.glob(".*.partial")
         assert folder.stat().st_mode & 0o777 == 0o755
@@ -201,12 +203,12 @@ def test_a_running_batch_says_what_it_does_and_how_to_go_on(tmp_path) -> None:
         printed, _ = batch.communicate(timeout=60)
     finally:
         os.umask(old)
-    assert batch.returncode == 130
+    assert batch.returncode == 130, printed
     lines = [line for line in printed.splitlines() if line.startswith("[1/1] standin_hangs-")]
     assert len(lines) >= 3, printed
     assert all(re.search(r": \d+ s, \w", line) for line in lines)
     assert "broken off: 0 of 1 models are over and stay" in printed
-    assert f"\n  mir-task zoo {models} --output-path {output}\n" in printed
+    assert f"\n  mir-task zoo {models} --env {path} --output-path {output}\n" in printed
     assert "Aborted" not in printed
     wait_for(lambda: not of_run(str(folder / "config.yaml")), 60)
 

@@ -474,8 +474,10 @@ def test_the_rows_shown_can_be_taken_away(tmp_path) -> None:
         const press = as => section.querySelector(`.export [data-as=${as}]`).click();
         press("csv"); out.csv = await blobs[0].text();
         press("markdown"); out.markdown = section.querySelector("textarea").value;
-        await new Promise(done => setTimeout(done, 100));
-        out.said = section.querySelector(".export [role=status]").textContent;
+        const said = section.querySelector(".export [role=status]");
+        for (let i = 0; i < 100 && !said.textContent; i++)
+          await new Promise(done => setTimeout(done, 50));
+        out.said = said.textContent;
         out.selected = section.querySelector("textarea").selectionEnd;
         const head = [...section.querySelectorAll("thead th")].find(th =>
           th.textContent.startsWith("mmbench"));
