@@ -8,7 +8,7 @@ import click
 from pydantic import ValidationError
 
 from mir_task.commands.options import NEW_FILE, NEW_FOLDER
-from mir_task.commands.zoo import progress_line, zoo
+from mir_task.commands.zoo import run_batch, what_would_run, zoo
 from mir_task.commands.zoo_list import Options, Run, entries, run_of
 from mir_task.commands.zoo_runs import Zoo
 from mir_task.errors import MIRError
@@ -75,15 +75,11 @@ def reproduce(
     batch = Zoo(list({run.name: run for run in runs.values()}.values()), folder, Options(**options))
     if dry_run:
         for entry in wanted:
-            known = batch.before(runs[entry.name]) if entry.name in runs else None
-            again = known is not None and known.state == "failed before" and retry_failed
-            would = "would run" if known is None or again else f"{known.state}: {known.detail}"
-            click.echo(f"{entry.name}: {absent.get(entry.name, would)}")
+            run = runs.get(entry.name)
+            would = run and what_would_run(batch, run, retry_failed=retry_failed)
+            click.echo(f"{entry.name}: {would or absent[entry.name]}")
         return
-    outcomes = []
-    for outcome in batch.run(retry_failed=retry_failed):
-        outcomes.append(outcome)
-        click.echo(progress_line(outcome, outcomes, len(batch.runs), len(batch.options.gpus)))
+    outcomes = run_batch(batch, retry_failed=retry_failed)
     failed = {outcome.run.name: outcome.detail for outcome in outcomes if "failed" in outcome.state}
     rows = []
     for entry in wanted:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from mir_task.commands.options import FILE, words
 from mir_task.commands.reports import runs_in
-from mir_task.commands.zoo_list import LAUNCHERS, Options, read, shell_commands
+from mir_task.commands.zoo_list import LAUNCHERS, Options, Run, read, shell_commands
 from mir_task.commands.zoo_runs import Outcome, Process, Zoo
 from mir_task.errors import did_you_mean
 from mir_task.progress import EVERY, telling
@@ -136,24 +136,9 @@ def zoo(
     batch = Zoo(runs, folder, Options(**options))
     if dry_run:
         for run in runs:
-            known = batch.before(run)
-            again = known is not None and known.state == "failed before" and retry_failed
-            would = "would run" if known is None or again else f"{known.state}: {known.detail}"
-            click.echo(f"{run.name}: {would}")
+            click.echo(f"{run.name}: {what_would_run(batch, run, retry_failed=retry_failed)}")
         return
-    outcomes: list[Outcome] = []
-    progress = _Progress(outcomes, len(runs))
-    try:
-        for outcome in batch.run(retry_failed=retry_failed, watch=progress):
-            outcomes.append(outcome)
-            click.echo(progress_line(outcome, outcomes, len(runs), len(batch.options.gpus)))
-    except KeyboardInterrupt:
-        click.echo(
-            f"\nbroken off: {len(outcomes)} of {len(runs)} models are over and stay. "
-            f"The same command goes on with the others:\n  {_again()}",
-            err=True,
-        )
-        raise SystemExit(130) from None
+    outcomes = run_batch(batch, retry_failed=retry_failed)
     click.echo(summary(outcomes))
     with telling("ranking"):
         from mir_task.reports import leaderboard
@@ -163,6 +148,35 @@ def zoo(
         click.echo(f"\n{leaderboard.markdown(board)}")
     if any("failed" in outcome.state for outcome in outcomes):
         raise SystemExit(1)
+
+
+def what_would_run(batch: Zoo, run: Run, *, retry_failed: bool) -> str:
+    """What a batch would do with a run, for `--dry_run`."""
+    known = batch.before(run)
+    again = known is not None and known.state == "failed before" and retry_failed
+    return "would run" if known is None or again else f"{known.state}: {known.detail}"
+
+
+def run_batch(batch: Zoo, *, retry_failed: bool) -> list[Outcome]:
+    """Run a batch, saying what goes on; its outcomes.
+
+    Raises:
+        SystemExit: it was broken off by Ctrl-C, with the command that goes on.
+    """
+    outcomes: list[Outcome] = []
+    total = len(batch.runs)
+    try:
+        for outcome in batch.run(retry_failed=retry_failed, watch=_Progress(outcomes, total)):
+            outcomes.append(outcome)
+            click.echo(progress_line(outcome, outcomes, total, len(batch.options.gpus)))
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nbroken off: {len(outcomes)} of {total} models are over and stay. "
+            f"The same command goes on with the others:\n  {_again()}",
+            err=True,
+        )
+        raise SystemExit(130) from None
+    return outcomes
 
 
 class _Progress:
