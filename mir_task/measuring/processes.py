@@ -6,6 +6,7 @@ import datetime
 import functools
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -42,6 +43,9 @@ def end_gloo() -> None:
     """
     if dist.is_available() and dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
+        # Modules of torch that are imported after the group was made keep it, and its threads, as a
+        # default argument. Those then have this long to drop the tensors of the last exchange.
+        time.sleep(0.2)
 
 
 def wait_for_results() -> None:

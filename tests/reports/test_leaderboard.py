@@ -473,11 +473,14 @@ def test_the_rows_shown_can_be_taken_away(tmp_path) -> None:
         const section = document.querySelector(".group");
         const press = as => section.querySelector(`.export [data-as=${as}]`).click();
         press("csv"); out.csv = await blobs[0].text();
-        press("markdown"); out.markdown = section.querySelector("textarea").value;
-        const said = section.querySelector(".export [role=status]");
-        for (let i = 0; i < 100 && !said.textContent; i++)
-          await new Promise(done => setTimeout(done, 50));
-        out.said = said.textContent;
+        const said = section.querySelector(".export [role=status]"), later = () => Promise.resolve();
+        const clipboard = { writeText: async text => { out.copied = text; } };
+        Object.defineProperty(navigator, "clipboard", { value: clipboard });
+        press("markdown"); await later(); await later(); out.said = [said.textContent];
+        out.markdown = section.querySelector("textarea").value;
+        clipboard.writeText = () => Promise.reject(new Error("not allowed"));
+        document.execCommand = () => false;
+        press("markdown"); await later(); await later(); out.said.push(said.textContent);
         out.selected = section.querySelector("textarea").selectionEnd;
         const head = [...section.querySelectorAll("thead th")].find(th =>
           th.textContent.startsWith("mmbench"));
@@ -496,7 +499,8 @@ def test_the_rows_shown_can_be_taken_away(tmp_path) -> None:
     printed = command(tmp_path / "in").stdout.splitlines()
     assert found["markdown"].splitlines() == printed[:7]
     assert found["selected"] == len(found["markdown"])
-    assert found["said"] in ("Copied.", "Selected below: copy it with Ctrl+C or ⌘C.")
+    assert found["copied"] == found["markdown"]
+    assert found["said"] == ["Copied.", "Selected below: copy it with Ctrl+C or ⌘C."]
     assert read(found["some"]) == [whole[0], whole[2]]
     assert found["latex"].splitlines()[0].startswith("% Group 1: task mir_demo")
     assert found["latex"].splitlines()[1:] == [
