@@ -29,8 +29,8 @@ _SHAPES = {
     "wide": {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 3},
 }
 _HEADS = {"deep": 4, "wide": 6}
-_PIECES = 160
-"""Entries of the deep decoder's tokenizer: 1.2 tokens a word."""
+_PIECES = 175
+"""Entries of the deep decoder's tokenizer: 1.1 tokens a word, one each of shapes, colours and sizes."""
 _PHRASES = r"a (?:small|large)|at \w+|is there a|is the|how many things|\S+"
 """What the wide decoder's tokenizer makes one token of: 0.7 tokens a word."""
 
