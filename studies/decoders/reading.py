@@ -1,8 +1,9 @@
-"""How a small decoder learns to read captions: by telling things in another order, and by questions.
+"""How a small decoder learns to read captions: first to copy, then to answer and to tell in tables.
 
-Taught by questions alone, a decoder may answer six of the seven kinds and stay at chance on the last for
-thousands of steps. Telling the things again in another order, and each from its place back to its size,
-takes the same look-ups at every word; and kinds of questions that are not answered yet are asked more.
+Answers are made with the heads that copy. Taught to copy and to answer at once, a decoder may answer two
+to five of the seven kinds of questions and stay at chance on the others for thousands of steps; one that
+copies first answers all of them some hundred steps later. Tables take the same look-ups at every word,
+and kinds of questions that are not answered yet are asked more.
 """
 
 import itertools
@@ -15,15 +16,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from studies.alignment import gate, language, world
 
-RETOLD = ("many things", "the things")
-"""What the user says for the things in another order, and for each of them from its place back."""
+COLUMNS = ("size", "colour", "shape", "at")
+"""What is told of a thing, by the name that the user gives it."""
+TABLES = 2
+"""In a conversation that has any."""
 ANSWERED, UNANSWERED = 0.9, 3.0
 """Share of questions from which on a kind counts as answered, and how much more others are asked."""
 PASSED = 0.97
 """Of the mean over kinds, on scenes of the training's kind, after which the learning rate falls."""
-CHECK, FALLING = 100, 500
-"""Steps between two checks, and over which the learning rate falls to zero."""
-BATCH, LEARNING_RATE = 32, 2e-3
+COPYING, CHECK, FALLING = 400, 100, 500
+"""Steps of copying, between two checks, and over which the learning rate falls to zero."""
+BATCH, LEARNING_RATE = 48, 2e-3
 
 
 def weights(answered: Mapping[str, float]) -> dict[str, float]:
@@ -33,20 +36,20 @@ def weights(answered: Mapping[str, float]) -> dict[str, float]:
     return {kind: share / total for kind, share in asked.items()}
 
 
-def retold(scene: world.Scene, random: np.random.Generator, how: str) -> str:
-    """The things of a scene in another order, as a caption or each from its place back to its size."""
-    things = [scene[i] for i in random.permutation(len(scene))]
-    if how == RETOLD[0]:
-        return world.caption(things)
-    back = []
-    for thing in things:
-        size, colour, shape = (
-            world.SIZES[thing.size],
-            world.COLOURS[thing.colour],
-            world.SHAPES[thing.shape],
-        )
-        back.append(f"at {world.PLACES[thing.cell]} {shape} {colour} a {size}")
-    return " , ".join(back) + " ."
+def table(scene: world.Scene, random: np.random.Generator) -> tuple[str, str]:
+    """What the user names of things, in some order, and what that is of each thing of a scene."""
+    columns = random.permutation(COLUMNS)
+    lines = []
+    for i in random.permutation(len(scene)):
+        thing = scene[i]
+        words = {
+            "size": world.SIZES[thing.size],
+            "colour": world.COLOURS[thing.colour],
+            "shape": world.SHAPES[thing.shape],
+            "at": f"at {world.PLACES[thing.cell]}",
+        }
+        lines.append(" ".join(words[column] for column in columns))
+    return " ".join(columns), " , ".join(lines) + " ."
 
 
 def document(
@@ -58,7 +61,7 @@ def document(
     *,
     copying: float,
     brief: float,
-    retelling: float,
+    tables: float,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation about a caption, as long as fits.
 
@@ -70,7 +73,7 @@ def document(
         asked: how often each kind of question is asked.
         copying: probability of random words to repeat in place of a caption.
         brief: probability of a caption of less detail, to repeat.
-        retelling: probability that the caption's things are told again in other orders.
+        tables: probability that the caption's things are told again in tables.
     """
     kind = random.random()
     if kind < copying:
@@ -84,9 +87,9 @@ def document(
         else:
             text = world.caption(things)
             turns = [(text, text)] if random.random() < 0.1 else []
-            for how in random.permutation(RETOLD) if random.random() < retelling else ():
-                said = str(how) if turns else f"{text} {how}"
-                turns.append((said, retold(scene, random, str(how))))
+            for _ in range(TABLES) if random.random() < tables else ():
+                named, told = table(scene, random)
+                turns.append((named if turns else f"{text} {named}", told))
             kinds, shares = list(asked), list(asked.values())
             for drawn in random.choice(kinds, 30, p=shares):
                 question = world.question(scene, str(drawn), random)
@@ -111,12 +114,12 @@ def train_decoder(config: LlamaConfig, encode: language.Encode) -> LlamaForCausa
     model.set_attn_implementation("eager")  # the fused one is several times slower on a CPU
     forward = torch.compile(model, dynamic=False)
     random, scenes = np.random.default_rng(0), world.scenes(1, held_out=False)
-    # Room for the longest caption three times, and some questions.
+    # Room for the longest caption in a conversation, a table, and some questions.
     longest = " , ".join(["a small white triangle at bottomright"] * 4)
-    length = 16 * (3 * len(encode(longest)) // 16 + 3)
+    length = 16 * (2 * len(encode(longest)) // 16 + 3)
 
-    def batches(steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """As many as that, of all there is; or until all kinds are answered."""
+    def batches(steps: int | None, **shares: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """As many as that, of documents of such shares; or until all kinds are answered."""
         asked = dict.fromkeys(world.KINDS, 1 / len(world.KINDS))
         for step in itertools.count() if steps is None else range(steps):
             if steps is None and step % CHECK == 0:
@@ -126,10 +129,6 @@ def train_decoder(config: LlamaConfig, encode: language.Encode) -> LlamaForCausa
                 if sum(answered.values()) / len(answered) > PASSED:
                     return
                 asked = weights(answered)
-            if steps is None:
-                shares = {"copying": max(0.05, 0.5 - step / 1000), "brief": 0.0, "retelling": 0.7}
-            else:
-                shares = {"copying": 0.05, "brief": 0.2, "retelling": 0.2}
             documents = [
                 document(next(scenes), random, encode, length, asked, **shares) for _ in range(BATCH)
             ]
@@ -144,8 +143,12 @@ def train_decoder(config: LlamaConfig, encode: language.Encode) -> LlamaForCausa
         return forward(input_ids=ids, labels=labels, use_cache=False).loss
 
     parameters = list(model.parameters())
-    gate.train(parameters, batches(None), loss, LEARNING_RATE)
-    gate.train(parameters, batches(FALLING), loss, LEARNING_RATE, falling=range(FALLING))
+    copies = batches(COPYING, copying=0.95, brief=0.0, tables=0.3)
+    answers = batches(None, copying=0.1, brief=0.0, tables=0.3)
+    ending = batches(FALLING, copying=0.05, brief=0.2, tables=0.2)
+    gate.train(parameters, copies, loss, LEARNING_RATE)
+    gate.train(parameters, answers, loss, LEARNING_RATE)
+    gate.train(parameters, ending, loss, LEARNING_RATE, falling=range(FALLING))
     return model
 
 

@@ -63,14 +63,18 @@ def test_kinds_that_are_not_answered_are_asked_more():
     assert math.isclose(sum(asked.values()), 1)
 
 
-def test_things_are_told_again_from_their_place_back():
+def test_a_table_tells_of_every_thing_what_its_columns_name():
     scene = next(world.scenes(3, held_out=False))
-    back = reading.retold(scene, np.random.default_rng(0), reading.RETOLD[1])
-    told = {tuple(part.split()) for part in back.removesuffix(" .").split(" , ")}
     words = [thing.words().split() for thing in scene]
-    assert told == {
-        ("at", place, shape, colour, "a", size) for _, size, colour, shape, _, place in words
-    }
+    named, told = reading.table(scene, np.random.default_rng(0))
+    lines = [line.replace("at ", "at_").split() for line in told.removesuffix(" .").split(" , ")]
+    assert len({frozenset(zip(named.split(), line, strict=True)) for line in lines}) == len(scene)
+    wanted = [
+        {"size": size, "colour": colour, "shape": shape, "at": f"at_{place}"}
+        for _, size, colour, shape, _, place in words
+    ]
+    for line in lines:
+        assert dict(zip(named.split(), line, strict=True)) in wanted
 
 
 def test_a_line_that_was_cut_off_is_run_again_and_spoils_no_other(tmp_path):
@@ -132,3 +136,35 @@ def test_p_values_are_uniform_where_nothing_is_told():
     values = [sample(seed).p(lambda r: r["x"], lambda r: r["y"]) for seed in range(60)]
     assert scipy.stats.kstest(values, "uniform").pvalue > 0.01
     assert sample(0).p(lambda r: r["x"], lambda r: r["x"]) < 1e-3
+
+
+def test_the_tables_are_those_of_the_stored_arms():
+    arms = report.arms_of(report.RESULTS)
+    assert {name: len(records) for name, records in arms.items()} == {"deep": 20, "wide": 20}
+    assert report.tables(arms) == (report.RESULTS / "tables.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("decoder", ["deep", "wide"])
+def test_arms_that_ran_again_from_their_seeds_found_the_same(decoder):
+    first = run.read(report.RESULTS / f"{decoder}.jsonl")
+    again = run.read(report.RESULTS / "again" / f"{decoder}.jsonl")
+    assert len(again) == 3
+    for name, record in again.items():
+        for part in ("mir", "captions", "outcome", "training_loss"):
+            differences = list(apart(first[name][part], record[part]))
+            assert max(differences, default=0) < 5e-4, (name, part)
+
+
+def apart(one, other):
+    """Differences of all numbers of two records of the same form."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), [other[key] for key in one]
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            yield from apart(*pair)
+    elif isinstance(one, float):
+        yield abs(one - other)
+    else:
+        assert one == other
