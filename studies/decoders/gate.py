@@ -5,6 +5,7 @@ has: accuracy after fine-tuning has to rise by ten standard errors, over held-ou
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -23,8 +24,10 @@ SEEDS = (100, 101, 102)
 STANDARD_ERRORS = 10
 
 
-def score_of(recipe: Recipe, data: Path | None, device: str) -> dict[str, Any]:
-    """Outcome of a recipe."""
+def score_of(
+    recipe: Recipe, data: Path | None, device: str, *, bfloat16: bool = False
+) -> dict[str, Any]:
+    """Outcome of a recipe, in float32 or with the products of bfloat16."""
     import torch
 
     from studies.decoders import arm
@@ -32,13 +35,14 @@ def score_of(recipe: Recipe, data: Path | None, device: str) -> dict[str, Any]:
     if device == "cpu":
         torch.set_num_threads(1)
     family = arm.family(recipe.decoder, data, device)
-    reader, _ = arm.pretrain(recipe, family, device)
-    return {
-        "seen": recipe.seen,
-        "seed": recipe.seed,
-        "caption_loss": arm.caption_figures(reader, family, "full")[0]["caption_loss"],
-        **arm.outcome(reader, recipe, family),
-    }
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        reader, _ = arm.pretrain(recipe, family, device)
+        return {
+            "seen": recipe.seen,
+            "seed": recipe.seed,
+            "caption_loss": arm.caption_figures(reader, family, "full")[0]["caption_loss"],
+            **arm.outcome(reader, recipe, family),
+        }
 
 
 def rise(before: list[list[int]], after: list[list[int]], questions: int) -> tuple[float, float]:
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 1, max(OTHER_SEEN)], help="of n")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="faster and less exact products")
     parser.add_argument("--data", type=Path, help="folder of smollm2's weights and pictures")
     options = parser.parse_args()
     shares = sorted(options.shares)
@@ -70,7 +75,10 @@ def main() -> None:
     ]
     one_thread()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(score_of, one, options.data, options.device) for one in chosen]
+        one = functools.partial(
+            score_of, data=options.data, device=options.device, bfloat16=options.bfloat16
+        )
+        futures = [pool.submit(one, recipe) for recipe in chosen]
         found = [future.result() for future in futures]
     bits = {}
     for one in found:
@@ -81,6 +89,7 @@ def main() -> None:
     points, error = rise(bits[sizes[0]], bits[sizes[-1]], questions)
     verdict = {
         "decoder": options.decoder,
+        "bfloat16": options.bfloat16,
         "rise": points,
         "stderr": error,
         "standard_errors": points / error,
