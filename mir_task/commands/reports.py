@@ -157,8 +157,18 @@ def _texts(context: click.Context, parameter: click.Parameter, value: str | None
     return [text.strip() for text in next(csv.reader([value], skipinitialspace=True))] if value else []
 
 
+def _side_files(path: Path) -> list[Path]:
+    """A file, or those of a folder, oldest first."""
+    if not path.is_dir():
+        return [path]
+    found = [record.path for record in runs_in([path]).records if record.ground is not None]
+    if not found:
+        raise MIRError(f"no side file, <date>_mir_<task>.json, is in {path.absolute()} or below")
+    return found
+
+
 @click.command(context_settings={"show_default": True})
-@click.argument("side_files", nargs=-1, type=FILE)
+@click.argument("paths", metavar="[SIDE_FILES]...", nargs=-1, type=EITHER)
 @click.option(
     "--to",
     "picture",
@@ -209,7 +219,7 @@ def _texts(context: click.Context, parameter: click.Parameter, value: str | None
     help="Colour the side files from dark to light, as suits checkpoints in their order.",
 )
 def plot(
-    side_files: tuple[Path, ...],
+    paths: tuple[Path, ...],
     picture: Path,
     diagnostic: str,
     tokens: Path | None,
@@ -221,17 +231,19 @@ def plot(
 ) -> None:
     """Draw the layers of one model or several over each other, from their SIDE_FILES.
 
-    Or, with --tokens, vision and text tokens in two dimensions, as figure 2 of the paper does.
+    A folder stands for the side files in it and below. Or, with --tokens, vision and text tokens in two
+    dimensions, as figure 2 of the paper does.
     """
     from mir_task.reports import plot
 
-    if (tokens is None) == (not side_files):
+    if (tokens is None) == (not paths):
         raise click.UsageError("give side files, or --tokens FILE.npz")
     if tokens is not None and (labels or ordered):
         raise click.UsageError("--labels and --ordered are of side files, not of --tokens")
     if tokens is not None:
         plot.draw_tokens(tokens, picture, layers=layers, method=method, title=title)
     else:
+        side_files = [file for path in paths for file in _side_files(path)]
         for label, side_file in zip(labels, side_files, strict=False):
             click.echo(f"{label} = {side_file}", err=True)
         for warning in plot.draw_side_files(

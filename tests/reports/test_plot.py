@@ -59,6 +59,18 @@ def texts(monkeypatch) -> list[str]:
     return seen
 
 
+def test_a_folder_stands_for_its_side_files(tmp_path, texts) -> None:
+    for name in ("one", "other"):
+        report(tmp_path / "runs" / name, name)
+    single = report(tmp_path, "third")
+    drawn(tmp_path / "runs", single, "--to", tmp_path / "p.png", "--labels", "a,b,c")
+    assert {"a", "b", "c"} <= {text.partition(":")[0] for text in texts}
+    (tmp_path / "empty").mkdir()
+    code, message = refused(tmp_path / "empty", "--to", tmp_path / "p.png")
+    assert code == 1
+    assert f"no side file, <date>_mir_<task>.json, is in {tmp_path / 'empty'} or below" in message
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_several_models_over_each_other(tmp_path, ending: str, texts) -> None:
     files = [report(tmp_path, "one"), report(tmp_path, "other", layers=5)]
