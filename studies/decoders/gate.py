@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ SEEDS = (100, 101, 102)
 STANDARD_ERRORS = 10
 
 
+def products(device: str, *, bfloat16: bool) -> AbstractContextManager[Any]:
+    """In bfloat16 or, as everywhere else, in float32; the weights may be trained inside."""
+    import torch
+
+    # Without this a layer would go on with the bfloat16 copy of its weights from before a step.
+    settings = {"enabled": bfloat16, "cache_enabled": False}
+    return torch.autocast(torch.device(device).type, torch.bfloat16, **settings)
+
+
 def score_of(
     recipe: Recipe, data: Path | None, device: str, *, bfloat16: bool = False
 ) -> dict[str, Any]:
@@ -35,7 +45,7 @@ def score_of(
     if device == "cpu":
         torch.set_num_threads(1)
     family = arm.family(recipe.decoder, data, device)
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+    with products(device, bfloat16=bfloat16):
         reader, _ = arm.pretrain(recipe, family, device)
         return {
             "seen": recipe.seen,

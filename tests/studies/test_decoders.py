@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from studies.alignment import language, world
 from studies.decoders import family, gate, reading, recipes, report, run, small
@@ -100,6 +101,18 @@ def test_the_rise_over_the_gate_is_over_pictures():
     points, error = gate.rise(before, after, 7)
     assert points == 0.5
     assert math.isclose(error, math.sqrt(0.5) / math.sqrt(2))
+
+
+def test_bfloat16_sees_weights_that_a_step_has_changed():
+    layer, row = torch.nn.Linear(8, 1), torch.randn(4, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    with gate.products("cpu", bfloat16=True):
+        before = layer(row)
+        before.float().sum().backward()
+        optimizer.step()
+        after = layer(row)
+    assert before.dtype == torch.bfloat16
+    assert not torch.equal(before, after)
 
 
 def sample(seed, decoders=("deep", "wide")):
