@@ -134,7 +134,7 @@ def caption_figures(
         "caption_gain": means["other"] - means["own"],
         "caption_gain_stderr": float(np.std(gains, ddof=1) / len(gains) ** 0.5),
         "gain_over_none": means["none"] - means["own"],
-        **retrieval(reader, examples, [sum(each) for each in losses["none"]]),
+        **retrieval(reader, examples, losses["none"]),
     }
     return figures, losses
 

@@ -84,7 +84,6 @@ COMPARATORS: dict[str, Figure] = {
     "caption loss, own format": minus(caption("caption_loss", own=True)),
     "caption gain, own format": caption("caption_gain", own=True),
     "retrieval by likelihood": caption("retrieval"),
-    "retrieval, prior-corrected": caption("retrieval_corrected"),
     "pictures seen": seen,
 }
 INDICATORS = {**FAMILY, **COMPARATORS}
@@ -251,7 +250,7 @@ def arms_table(records: Sequence[Record]) -> list[str]:
                 f"{record['mir']['input_layer']['cka']:.2f}",
                 f"{full['caption_loss']:.3f}",
                 f"{full['caption_gain']:.3f}",
-                f"{full['retrieval_corrected']:.2f}",
+                f"{full['retrieval']:.2f}",
                 f"{record['outcome']['accuracy']:.3f}",
                 f"{record['outcome']['answer_loss']:.3f}",
             ]

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from studies.alignment import language, world
-from studies.decoders import family, gate, reading, recipes, report, run, small
+from studies.decoders import arm, family, gate, reading, recipes, report, run, small
 
 
 @pytest.mark.parametrize("decoder", recipes.DECODERS)
@@ -101,6 +101,33 @@ def test_the_rise_over_the_gate_is_over_pictures():
     points, error = gate.rise(before, after, 7)
     assert points == 0.5
     assert math.isclose(error, math.sqrt(0.5) / math.sqrt(2))
+
+
+def test_retrieval_is_corrected_by_the_prior_of_a_token(monkeypatch):
+    random = np.random.default_rng(0)
+    prior, lengths = random.uniform(1, 3, 30), random.integers(2, 9, 30)
+    image = 99
+    examples = family.Examples(
+        torch.arange(30.0)[:, None], [([image, n], [language.IGNORED, n]) for n in range(30)]
+    )
+
+    def losses(reader, given, batch=100):
+        found = []
+        for own, (ids, _) in zip(given.features[:, 0].tolist(), given.conversations, strict=True):
+            helps = 0.1 if image in ids and own == ids[-1] else 0.0
+            found.append([prior[ids[-1]] - helps] * int(lengths[ids[-1]]))
+        return found, []
+
+    class Stub:
+        def held_out(self, style):
+            return [], examples
+
+    Stub.image = image
+    monkeypatch.setattr(arm, "per_document", losses)
+    figures, _ = arm.caption_figures(None, Stub(), "full")
+    assert figures["retrieval_corrected"] == 1
+    assert figures["retrieval"] < 0.5
+    assert math.isclose(figures["caption_gain"], 0.1)
 
 
 def test_bfloat16_sees_weights_that_a_step_has_changed():
