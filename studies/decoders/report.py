@@ -168,7 +168,9 @@ def interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def shown(found: tuple[float, np.ndarray]) -> str:
-    """A coefficient with its interval."""
+    """A coefficient with its interval; a dash where a figure is the same for all."""
+    if math.isnan(found[0]):
+        return "-"
     low, high = interval(found[1])
     return f"{found[0]:+.2f} [{low:+.2f}, {high:+.2f}]"
 
