@@ -161,7 +161,7 @@ def _side_files(path: Path) -> list[Path]:
     """A file, or those of a folder, oldest first."""
     if not path.is_dir():
         return [path]
-    found = [record.path for record in runs_in([path]).records if record.ground is not None]
+    found = [record.path for record in runs_in([path]).side_files]
     if not found:
         raise MIRError(f"no side file, <date>_mir_<task>.json, is in {path.absolute()} or below")
     return found

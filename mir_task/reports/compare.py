@@ -219,7 +219,7 @@ def find(first: Path, second: Path, task: str | None = None) -> tuple[Record, Re
 
 def _candidates(path: Path) -> list[Record]:
     if path.is_dir():
-        return [record for record in read_runs([path]).records if record.ground is not None]
+        return read_runs([path]).side_files
     return [read_record(path)]
 
 

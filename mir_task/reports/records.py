@@ -140,6 +140,11 @@ class Runs(NamedTuple):
     faults: list[str]
     """Which files were left out, and what is wrong with each."""
 
+    @property
+    def side_files(self) -> list[Record]:
+        """Records of side files, without those of which only the harness's results are left."""
+        return [record for record in self.records if record.ground is not None]
+
 
 def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = None) -> Runs:
     """Side files, harnesses' results and other tools' scores in folders and below, oldest first.

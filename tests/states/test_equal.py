@@ -97,15 +97,17 @@ def test_processes_share_the_documents(case, tmp_path) -> None:
         for n in range(2)
     ]
     program = (
-        "import sys, json, mir_task; from accelerate import PartialState; PartialState(); "
+        "import os, sys, json, mir_task; from accelerate import PartialState; PartialState(); "
         "result = mir_task.from_states(sys.argv[1:], groups=3, bars=False); "
-        "print(json.dumps({'mir': result.mir, 'stderr': result.mir_stderr}))"
+        "found = {'mir': result.mir, 'stderr': result.mir_stderr}; "
+        "name = '{WORLD_SIZE}-{RANK}.json'.format(**os.environ); "
+        "json.dump(found, open(name, 'w'))"
     )
     script = tmp_path / "script.py"
     script.write_text(program)
     for processes in (1, 2, 3):
-        printed = torchrun(processes, str(script), *map(str, folders), cwd=tmp_path)
-        found = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        torchrun(processes, str(script), *map(str, folders), cwd=tmp_path)
+        found = [json.loads(path.read_text()) for path in tmp_path.glob(f"{processes}-*.json")]
         assert len(found) == processes
         for values in found:
             assert values["mir"] == pytest.approx(report["mir"], abs=1e-6)

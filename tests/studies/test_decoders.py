@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -182,6 +183,14 @@ def test_the_tables_are_those_of_the_stored_arms():
     arms = report.arms_of(report.RESULTS)
     assert {name: len(records) for name, records in arms.items()} == {"deep": 20, "wide": 20}
     assert report.tables(arms) == (report.RESULTS / "tables.md").read_text("utf-8")
+
+
+def test_the_coefficients_that_are_told_stand_in_the_tables():
+    told = " ".join((report.RESULTS / "README.md").read_text("utf-8").split())
+    coefficients = set(re.findall(r"[+-]\d\.\d\d \[[^]]*\]", told))
+    assert len(coefficients) > 30
+    tables = (report.RESULTS / "tables.md").read_text("utf-8")
+    assert not [each for each in coefficients if each not in tables]
 
 
 @pytest.mark.parametrize("decoder", ["deep", "wide"])
