@@ -3,16 +3,18 @@
 import copy
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import mir_task
-from studies.alignment import train
+from studies.alignment import language, train
 from studies.decoders import moments
 from studies.decoders.family import Examples, Family, Pair, Reader, Scenes, per_document
 from studies.decoders.recipes import Decoder, Recipe, as_dict
@@ -37,6 +39,24 @@ def family(decoder: Decoder, data: Path | None = None, device: str = "cpu") -> F
     return Clipart(data, device)
 
 
+def products(device: str, *, bfloat16: bool) -> AbstractContextManager[Any]:
+    """In bfloat16 or, as everywhere else, in float32; the weights may be trained inside."""
+    # Without this a layer would go on with the bfloat16 copy of its weights from before a step.
+    settings = {"enabled": bfloat16, "cache_enabled": False}
+    return torch.autocast(torch.device(device).type, torch.bfloat16, **settings)
+
+
+@contextmanager
+def compiled(decoder: nn.Module) -> Iterator[None]:
+    """The decoder's forward is compiled inside: a minute, and then four tenths off a CPU's steps."""
+    torch._dynamo.reset()  # of the arm before in this process
+    decoder.forward = torch.compile(decoder.forward, dynamic=True)
+    try:
+        yield
+    finally:
+        del decoder.forward
+
+
 def unlock(reader: Reader, part: str) -> None:
     """Freeze all but what a pre-training trains."""
     model = reader.llava
@@ -51,21 +71,32 @@ def unlock(reader: Reader, part: str) -> None:
         module.requires_grad_(True)
 
 
-def pretrain(recipe: Recipe, family: Family, device: str) -> tuple[Reader, list[float]]:
-    """An arm's model after pre-training, and the losses of its steps."""
+def pretrain(
+    recipe: Recipe, family: Family, device: str, *, bfloat16: bool = False
+) -> tuple[Reader, list[float]]:
+    """An arm's model after pre-training, and the losses of its steps.
+
+    Args:
+        recipe: of the arm.
+        family: of its decoder.
+        device: on which it runs.
+        bfloat16: whether products are in bfloat16, by a compiled decoder.
+    """
     reader = Reader(family.model(recipe).to(device), family.image).eval()
     unlock(reader, recipe.unlocked)
     losses = []
     if recipe.pairs:
         examples = family.pairs((recipe.seed, 1), recipe.pairs, recipe.style, recipe.shuffled)
-        losses = train.train(
-            reader.train(),
-            examples,
-            seed=recipe.seed,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            warmup=WARMUP,
-        )
+        decoder = reader.llava.model.language_model
+        with products(device, bfloat16=bfloat16), compiled(decoder) if bfloat16 else nullcontext():
+            losses = train.train(
+                reader.train(),
+                examples,
+                seed=recipe.seed,
+                epochs=recipe.epochs,
+                learning_rate=recipe.learning_rate,
+                warmup=WARMUP,
+            )
     return reader.eval(), losses
 
 
@@ -96,6 +127,45 @@ def conditions(examples: Examples, image: int) -> dict[str, Examples]:
     return {"own": examples, "other": other, "none": without_image(examples, image)}
 
 
+@torch.no_grad()
+def crossed_losses(reader: Reader, examples: Examples, drawn: np.ndarray, batch: int = 50) -> np.ndarray:
+    """Loss a token of captions of other documents after each document's image [captions, documents].
+
+    What stands before a caption is the same in all documents but for the image, and runs once.
+
+    Args:
+        reader: the pre-trained model.
+        examples: images and captions.
+        drawn: of which document each caption is [captions, documents].
+        batch: documents that run at a time.
+    """
+    decoder, embed = reader.llava.model.language_model, reader.llava.get_input_embeddings()
+    ids, labels = examples.conversations[0]
+    start = next(place for place, label in enumerate(labels) if label != language.IGNORED)
+    captions = [(ids[start:], labels[start:]) for ids, labels in examples.conversations]
+    found = np.zeros((len(drawn), len(examples)))
+    for first in range(0, len(examples), batch):
+        rows = range(first, min(first + batch, len(examples)))
+        prompt = torch.tensor([ids[:start]]).expand(len(rows), -1)
+        before = reader.states(examples.features[list(rows)], prompt, use_cache=True)
+        cache = before.past_key_values
+        for number, documents in enumerate(drawn):
+            said, wanted = (
+                part.to(reader.llava.device)
+                for part in language.batch([captions[documents[row]] for row in rows])
+            )
+            states = decoder(inputs_embeds=embed(said), past_key_values=cache).last_hidden_state
+            cache.crop(-said.shape[1])
+            states = torch.cat([before.last_hidden_state[:, -1:], states[:, :-1]], 1)
+            counted = wanted != language.IGNORED
+            losses = states.new_zeros(counted.shape)
+            losses[counted] = torch.nn.functional.cross_entropy(
+                reader.llava.lm_head(states[counted]).float(), wanted[counted], reduction="none"
+            )
+            found[number, rows] = (losses.sum(1) / counted.sum(1)).cpu()
+    return found
+
+
 def retrieval(reader: Reader, examples: Examples, alone: Sequence[Sequence[float]]) -> dict[str, float]:
     """Share of images whose own caption is the most likely a token of ten, as it is and prior-corrected.
 
@@ -105,18 +175,13 @@ def retrieval(reader: Reader, examples: Examples, alone: Sequence[Sequence[float
         alone: losses of each caption's tokens without an image.
     """
     places = np.arange(len(examples))
+    # Every image with the caption that stands 7 x `step` documents further on: its own at step 0.
+    drawn = np.stack([(places + 7 * step) % len(examples) for step in range(CANDIDATES)])
+    losses = crossed_losses(reader, examples, drawn)
     prior = np.array([np.mean(each) for each in alone])
-    scores, corrected = [], []
-    for step in range(CANDIDATES):
-        # Every image with the caption that stands 7 x `step` documents further on: its own at step 0.
-        drawn = (places + 7 * step) % len(examples)
-        crossed = Examples(examples.features, [examples.conversations[place] for place in drawn])
-        losses = np.array([np.mean(each) for each in per_document(reader, crossed)[0]])
-        scores.append(losses)
-        corrected.append(losses - prior[drawn])
     return {
-        "retrieval": float((np.argmin(scores, 0) == 0).mean()),
-        "retrieval_corrected": float((np.argmin(corrected, 0) == 0).mean()),
+        "retrieval": float((losses.argmin(0) == 0).mean()),
+        "retrieval_corrected": float(((losses - prior[drawn]).argmin(0) == 0).mean()),
     }
 
 
@@ -147,7 +212,14 @@ def mir(reader: Reader, family: Family, pairs: Sequence[Pair]) -> dict[str, Any]
     return result.to_dict()
 
 
-def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    family: Family,
+    statistics: Path,
+    device: str = "cpu",
+    *,
+    bfloat16: bool = False,
+) -> dict[str, Any]:
     """Run an arm.
 
     Args:
@@ -155,6 +227,8 @@ def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -
         family: of its decoder.
         statistics: folder of the sufficient statistics and the connectors.
         device: on which it runs.
+        bfloat16: whether training, captions and answers have products in bfloat16; MIR and the
+            statistics are in float32 always.
 
     Returns:
         What goes into its line of JSON.
@@ -166,13 +240,14 @@ def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -
         return round(started[-1] - started[-2], 2)
 
     seconds = {}
-    reader, losses = pretrain(recipe, family, device)
+    reader, losses = pretrain(recipe, family, device, bfloat16=bfloat16)
     seconds["pretraining"] = lap()
     pairs, examples = family.held_out("full")
     values = mir(reader, family, pairs)
     seconds["mir"] = lap()
     styles = dict.fromkeys(["full", recipe.style, family.styles[1]])
-    captions = {style: caption_figures(reader, family, style) for style in styles}
+    with products(device, bfloat16=bfloat16):
+        captions = {style: caption_figures(reader, family, style) for style in styles}
     seconds["captions"] = lap()
     path = statistics / f"{recipe.name}.npz"
     moments.write(path, reader, conditions(examples, family.image))
@@ -190,9 +265,10 @@ def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -
         statistics / f"{recipe.name}.safetensors",
     )
     seconds["statistics"] = lap()
-    scored = outcome(reader, recipe, family)
+    with products(device, bfloat16=bfloat16):
+        scored = outcome(reader, recipe, family)
     seconds["sft"] = lap()
-    bits = scored.pop("bits")
+    bits = {key: "".join(map(str, scored.pop(key))) for key in list(scored) if key.endswith("bits")}
     tail = losses[-max(len(losses) // 10, 1) :]
     return {
         "recipe": as_dict(recipe),
@@ -200,11 +276,12 @@ def run(recipe: Recipe, family: Family, statistics: Path, device: str = "cpu") -
         "training_loss": float(np.mean(tail)) if tail else None,
         "mir": values,
         "captions": {style: figures for style, (figures, _) in captions.items()},
-        "outcome": {**scored, "bits": "".join(map(str, bits))},
+        "outcome": {**scored, **bits},
         "statistics": {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(statistics.glob(f"{recipe.name}.*"))
         },
         "seconds": seconds,
+        "bfloat16": bfloat16,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }

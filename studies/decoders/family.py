@@ -82,7 +82,9 @@ class Reader(nn.Module):
         super().__init__()
         self.llava, self.image = model, image
 
-    def states(self, features: Tensor, input_ids: Tensor, **options: Any) -> Any:
+    def states(
+        self, features: Tensor, input_ids: Tensor, use_cache: bool = False, **options: Any
+    ) -> Any:
         """The decoder's output for ids [batch, n], whose placeholders the features replace."""
         device = self.llava.device
         ids = input_ids.to(device)
@@ -93,7 +95,7 @@ class Reader(nn.Module):
             rows = connector(features.to(device, embedded.dtype))
             embedded = embedded.masked_scatter(places[..., None], rows.to(embedded.dtype))
         # Padding stands on the right, where causal attention does not see it.
-        return self.llava.model.language_model(inputs_embeds=embedded, use_cache=False, **options)
+        return self.llava.model.language_model(inputs_embeds=embedded, use_cache=use_cache, **options)
 
     def losses(
         self, features: Tensor, input_ids: Tensor, labels: Tensor

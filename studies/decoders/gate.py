@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ SEEDS = (100, 101, 102)
 STANDARD_ERRORS = 10
 
 
-def products(device: str, *, bfloat16: bool) -> AbstractContextManager[Any]:
-    """In bfloat16 or, as everywhere else, in float32; the weights may be trained inside."""
-    import torch
-
-    # Without this a layer would go on with the bfloat16 copy of its weights from before a step.
-    settings = {"enabled": bfloat16, "cache_enabled": False}
-    return torch.autocast(torch.device(device).type, torch.bfloat16, **settings)
-
-
 def score_of(
     recipe: Recipe, data: Path | None, device: str, *, bfloat16: bool = False
 ) -> dict[str, Any]:
@@ -45,8 +35,8 @@ def score_of(
     if device == "cpu":
         torch.set_num_threads(1)
     family = arm.family(recipe.decoder, data, device)
-    with products(device, bfloat16=bfloat16):
-        reader, _ = arm.pretrain(recipe, family, device)
+    reader, _ = arm.pretrain(recipe, family, device, bfloat16=bfloat16)
+    with arm.products(device, bfloat16=bfloat16):
         return {
             "seen": recipe.seen,
             "seed": recipe.seed,
@@ -90,25 +80,25 @@ def main() -> None:
         )
         futures = [pool.submit(one, recipe) for recipe in chosen]
         found = [future.result() for future in futures]
-    bits = {}
-    for one in found:
-        bits.setdefault(one["seen"], []).append(one.pop("bits"))
-        print(json.dumps(one), flush=True)
-    sizes = sorted(bits)
+    verdict: dict[str, Any] = {"decoder": options.decoder, "bfloat16": options.bfloat16}
     questions = 1 if options.decoder == "smollm2" else 7
-    points, error = rise(bits[sizes[0]], bits[sizes[-1]], questions)
-    verdict = {
-        "decoder": options.decoder,
-        "bfloat16": options.bfloat16,
-        "rise": points,
-        "stderr": error,
-        "standard_errors": points / error,
-    }
+    for kind in ("", "prior_corrected_"):
+        bits: dict[int, list[list[int]]] = {}
+        for one in found:
+            if kind + "bits" in one:
+                bits.setdefault(one["seen"], []).append(one.pop(kind + "bits"))
+        if bits:
+            sizes = sorted(bits)
+            points, error = rise(bits[sizes[0]], bits[sizes[-1]], questions)
+            verdict |= {f"{kind}rise": points, f"{kind}stderr": error}
+            verdict[f"{kind}standard_errors"] = points / error
+    for one in found:
+        print(json.dumps(one), flush=True)
     RESULTS.mkdir(exist_ok=True)
     record = {**verdict, "runs": found}
     (RESULTS / f"gate-{options.decoder}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     print(json.dumps(verdict))
-    if points / error < STANDARD_ERRORS:
+    if verdict["standard_errors"] < STANDARD_ERRORS:
         sys.exit(f"below the gate of {STANDARD_ERRORS} standard errors")
 
 

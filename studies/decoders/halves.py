@@ -198,7 +198,10 @@ def load_halves(folder: Path) -> tuple[Any, Lite]:
         for key, value in values.items()
         if key not in ("quantization_config", "_name_or_path")
     }
-    decoder.config = decoder.model.config = LlamaConfig.from_dict(values)
+    config = LlamaConfig.from_dict(values)
+    for module in decoder.modules():
+        if hasattr(module, "config"):  # of layers too: else their attention is not that of the mask
+            module.config = config
     return decoder.eval(), load_encoder(folder)
 
 

@@ -54,7 +54,9 @@ def append(path: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def run_one(recipe: Recipe, statistics: Path, data: Path | None, device: str) -> dict[str, Any]:
+def run_one(
+    recipe: Recipe, statistics: Path, data: Path | None, device: str, bfloat16: bool
+) -> dict[str, Any]:
     """One arm, in a process of its own."""
     import torch
 
@@ -63,7 +65,8 @@ def run_one(recipe: Recipe, statistics: Path, data: Path | None, device: str) ->
     if device == "cpu":
         torch.set_num_threads(1)
     statistics.mkdir(parents=True, exist_ok=True)
-    return arm.run(recipe, arm.family(recipe.decoder, data, device), statistics, device)
+    family = arm.family(recipe.decoder, data, device)
+    return arm.run(recipe, family, statistics, device, bfloat16=bfloat16)
 
 
 def run(
@@ -73,6 +76,7 @@ def run(
     *,
     data: Path | None = None,
     device: str = "cpu",
+    bfloat16: bool = False,
     processes: int = 1,
     minutes: float | None = None,
 ) -> int:
@@ -84,6 +88,7 @@ def run(
         statistics: folder of the sufficient statistics.
         data: folder of the real decoder's weights and pictures.
         device: "cpu", or a card that all processes share.
+        bfloat16: whether products are in bfloat16 where MIR is not measured.
         processes: side by side.
         minutes: of the slice.
     """
@@ -98,7 +103,7 @@ def run(
         while queue or running:
             while queue and len(running) < processes and minutes_left() * 60 > slowest:
                 recipe = queue.pop(0)
-                future = pool.submit(run_one, recipe, statistics, data, device)
+                future = pool.submit(run_one, recipe, statistics, data, device, bfloat16)
                 running[future] = recipe, time.perf_counter()
             if not running:
                 break
@@ -121,6 +126,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, help="of the slice; without end by default")
     parser.add_argument("--device", default="cpu", help="cpu, or the card that all processes share")
+    parser.add_argument("--bfloat16", action="store_true", help="faster and less exact products")
     parser.add_argument("--data", type=Path, help="folder of smollm2's weights and pictures")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON lines")
     parser.add_argument("--statistics", type=Path, default=STATISTICS)
@@ -144,6 +150,7 @@ def main() -> None:
         options.statistics,
         data=options.data,
         device=options.device,
+        bfloat16=options.bfloat16,
         processes=options.processes,
         minutes=options.minutes,
     )

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -124,17 +125,48 @@ def test_retrieval_is_corrected_by_the_prior_of_a_token(monkeypatch):
             return [], examples
 
     Stub.image = image
+
+    def crossed(reader, given, drawn):
+        return prior[drawn] - 0.1 * (drawn == np.arange(30))
+
     monkeypatch.setattr(arm, "per_document", losses)
+    monkeypatch.setattr(arm, "crossed_losses", crossed)
     figures, _ = arm.caption_figures(None, Stub(), "full")
     assert figures["retrieval_corrected"] == 1
     assert figures["retrieval"] < 0.5
     assert math.isclose(figures["caption_gain"], 0.1)
 
 
+def test_captions_after_other_images_lose_as_much_as_in_whole_conversations():
+    scenes = family.Scenes("wide")
+    reader = family.Reader(scenes.model(recipes.Recipe("wide", 0, 0)), scenes.image)
+    features, conversations = scenes.held_out("full")[1]
+    examples = family.Examples(features[:7], conversations[:7])
+    drawn = np.stack([np.arange(7), (np.arange(7) + 3) % 7])
+    found = arm.crossed_losses(reader, examples, drawn, batch=4)
+    for documents, losses in zip(drawn, found, strict=True):
+        crossed = family.Examples(features[:7], [conversations[each] for each in documents])
+        whole = [np.mean(each) for each in family.per_document(reader, crossed)[0]]
+        assert np.allclose(losses, whole, atol=1e-5)
+    assert np.abs(found[0] - found[1]).min() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed, which compiles a decoder")
+def test_a_compiled_decoder_trains_in_bfloat16_as_another_does_in_float32():
+    scenes, recipe = family.Scenes("wide"), recipes.Recipe("wide", 0, 120)
+    reader, losses = arm.pretrain(recipe, scenes, "cpu", bfloat16=True)
+    exact = arm.pretrain(recipe, scenes, "cpu")[1]
+    assert len(losses) == 8
+    assert np.allclose(losses, exact, rtol=0.02)
+    assert losses[-1] < losses[0]
+    assert "forward" not in vars(reader.llava.model.language_model)
+
+
 def test_bfloat16_sees_weights_that_a_step_has_changed():
     layer, row = torch.nn.Linear(8, 1), torch.randn(4, 8)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    with gate.products("cpu", bfloat16=True):
+    with arm.products("cpu", bfloat16=True):
         before = layer(row)
         before.float().sum().backward()
         optimizer.step()

@@ -197,6 +197,9 @@ class TestWithWeights:
         torch.testing.assert_close(tower, examples.features[0], atol=2e-3, rtol=0)
         losses = reader.losses(**examples.batch([0]))[0]
         assert losses.mean() > 1
+        model.model.language_model.set_attn_implementation("sdpa")
+        fused = reader.losses(**examples.batch([0]))[0]
+        torch.testing.assert_close(fused, losses, atol=1e-4, rtol=0)
         result = mir_task.measure(model, family.processor(), pairs[:4], bars=False, groups=2)
         assert 0.5 < result.mir < 3
 
