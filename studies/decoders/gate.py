@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,9 @@ def main() -> None:
             score_of, data=options.data, device=options.device, bfloat16=options.bfloat16
         )
         futures = [pool.submit(one, recipe) for recipe in chosen]
+        for future in as_completed(futures):
+            shown = {key: each for key, each in future.result().items() if not key.endswith("bits")}
+            print(json.dumps(shown), flush=True)
         found = [future.result() for future in futures]
     verdict: dict[str, Any] = {"decoder": options.decoder, "bfloat16": options.bfloat16}
     questions = 1 if options.decoder == "smollm2" else 7
@@ -92,8 +95,6 @@ def main() -> None:
             points, error = rise(bits[sizes[0]], bits[sizes[-1]], questions)
             verdict |= {f"{kind}rise": points, f"{kind}stderr": error}
             verdict[f"{kind}standard_errors"] = points / error
-    for one in found:
-        print(json.dumps(one), flush=True)
     RESULTS.mkdir(exist_ok=True)
     record = {**verdict, "runs": found}
     (RESULTS / f"gate-{options.decoder}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
