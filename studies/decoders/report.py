@@ -94,6 +94,9 @@ OUTCOMES: dict[str, Figure] = {
     "answer loss": lambda r: -float(r["outcome"]["answer_loss"]),
 }
 
+PRIOR_CORRECTED: Figure = lambda r: float(r["outcome"]["prior_corrected_accuracy"])  # noqa: E731
+"""Described, not tested: where classes are answered by their log-probability less its mean."""
+
 
 class Sample:
     """Arms of one or more decoders; correlations are of ranks within each decoder.
@@ -175,9 +178,8 @@ def shown(found: tuple[float, np.ndarray]) -> str:
     return f"{found[0]:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def correlations(samples: dict[str, Sample], outcome: str, given: Figure | None = None) -> list[str]:
+def correlations(samples: dict[str, Sample], y: Figure, given: Figure | None = None) -> list[str]:
     """Every indicator with an outcome, in each sample."""
-    y = OUTCOMES[outcome]
     rows = [
         [name, *(shown(sample.spearman(x, y, given)) for sample in samples.values())]
         for name, x in INDICATORS.items()
@@ -281,17 +283,23 @@ def subsets(records: Sequence[Record]) -> dict[str, Sample]:
 def tables(arms: dict[str, list[Record]]) -> str:
     """All tables, in Markdown."""
     every = [record for records in arms.values() for record in records]
-    by_decoder = {
-        "pooled": Sample(every),
-        **{name: Sample(records) for name, records in arms.items()},
-    }
+    by_decoder = {name: Sample(records) for name, records in arms.items()}
+    small = [record for record in every if record["recipe"]["decoder"] != "smollm2"]
+    first = {"pooled": Sample(every)}
+    if len(small) < len(every):  # the two decoders whose arms were known before the third's
+        first["small"] = Sample(small)
+    by_decoder = first | by_decoder
     lines = ["# Tables of the second study", "", "Written by `python -m studies.decoders.report`."]
     for outcome in OUTCOMES:
         lines += ["", f"## The four hypotheses, {outcome}", *hypotheses(Sample(every), outcome)]
-        lines += [f"## All indicators, {outcome}", *correlations(by_decoder, outcome)]
-    given = correlations(by_decoder, "accuracy", seen)
+        lines += [f"## All indicators, {outcome}", *correlations(by_decoder, OUTCOMES[outcome])]
+    given = correlations(by_decoder, OUTCOMES["accuracy"], seen)
     lines += ["## Given the logarithm of pictures seen, accuracy", *given]
-    parts = correlations(subsets(every), "accuracy")
+    corrected = [record for record in every if "prior_corrected_accuracy" in record["outcome"]]
+    if corrected:
+        found = correlations({"smollm2": Sample(corrected)}, PRIOR_CORRECTED)
+        lines += ["## Accuracy corrected by each class's prior", *found]
+    parts = correlations(subsets(every), OUTCOMES["accuracy"])
     lines += ["## Parts of the arms, accuracy, decoders pooled", *parts]
     for name, records in arms.items():
         lines += [
