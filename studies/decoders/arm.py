@@ -82,7 +82,7 @@ def pretrain(
         device: on which it runs.
         bfloat16: whether products are in bfloat16, by a compiled decoder.
     """
-    reader = Reader(family.model(recipe).to(device), family.image).eval()
+    reader = Reader(family.model(recipe).to(device), family.image, family.at_once).eval()
     unlock(reader, recipe.unlocked)
     losses = []
     if recipe.pairs:
@@ -144,8 +144,7 @@ def crossed_losses(reader: Reader, examples: Examples, drawn: np.ndarray, batch:
     start = next(place for place, label in enumerate(labels) if label != language.IGNORED)
     captions = [(ids[start:], labels[start:]) for ids, labels in examples.conversations]
     found = np.zeros((len(drawn), len(examples)))
-    for first in range(0, len(examples), batch):
-        rows = range(first, min(first + batch, len(examples)))
+    for rows in reader.batches(len(examples), batch):
         prompt = torch.tensor([ids[:start]]).expand(len(rows), -1)
         before = reader.states(examples.features[list(rows)], prompt, use_cache=True)
         cache = before.past_key_values

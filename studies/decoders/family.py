@@ -1,7 +1,7 @@
 """What an arm needs of a decoder, and the two small decoders as that."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -49,6 +49,8 @@ class Family(Protocol):
     styles: tuple[str, ...]
     budget: int
     """Questions of the fine-tuning."""
+    at_once: int
+    """Conversations that are measured at a time, at most."""
     sft_learning_rate: float
 
     def model(self, recipe: Recipe) -> LlavaForConditionalGeneration:
@@ -76,11 +78,18 @@ class Reader(nn.Module):
     Args:
         model: whose connector and decoder read them.
         image: id of the placeholders.
+        at_once: conversations that are measured at a time, at most.
     """
 
-    def __init__(self, model: Any, image: int) -> None:
+    def __init__(self, model: Any, image: int, at_once: int = 100) -> None:
         super().__init__()
-        self.llava, self.image = model, image
+        self.llava, self.image, self.at_once = model, image, at_once
+
+    def batches(self, number: int, batch: int) -> Iterator[range]:
+        """Numbers of conversations that are measured at a time, `batch` if that many may be."""
+        step = min(batch, self.at_once)
+        for start in range(0, number, step):
+            yield range(start, min(start + step, number))
 
     def states(
         self, features: Tensor, input_ids: Tensor, use_cache: bool = False, **options: Any
@@ -131,6 +140,7 @@ class Scenes:
     styles = ("full", "colours", "shapes")
     tokens = models.TOKENS
     budget = 1000
+    at_once = 100
     sft_learning_rate = train.SFT_LEARNING_RATE
     image = language.IMAGE
 
@@ -234,13 +244,12 @@ def per_document(
     """Losses of each document's labelled tokens, and whether each was the most likely."""
     losses: list[list[float]] = [[] for _ in range(len(examples))]
     right: list[list[bool]] = [[] for _ in range(len(examples))]
-    for start in range(0, len(examples), batch):
-        rows = range(start, min(start + batch, len(examples)))
+    for rows in reader.batches(len(examples), batch):
         for loss, hit, row in zip(
             *(part.tolist() for part in reader.losses(**examples.batch(rows))), strict=True
         ):
-            losses[start + row].append(loss)
-            right[start + row].append(hit)
+            losses[rows[row]].append(loss)
+            right[rows[row]].append(hit)
     return losses, right
 
 

@@ -35,8 +35,8 @@ def rows_of(reader: Reader, examples: Examples, batch: int = 50) -> tuple[list[T
     longest = max(
         sum(label != language.IGNORED for label in labels) for _, labels in examples.conversations
     )
-    for start in range(0, len(examples), batch):
-        inputs = examples.batch(range(start, min(start + batch, len(examples))))
+    for rows in reader.batches(len(examples), batch):
+        inputs = examples.batch(rows)
         labels = inputs.pop("labels")
         output = reader.states(**inputs, output_hidden_states=True)
         images = (inputs["input_ids"] == reader.image).to(output.last_hidden_state.device)
