@@ -40,7 +40,7 @@ def family(decoder: Decoder, data: Path | None = None, device: str = "cpu") -> F
 
 
 def products(device: str, *, bfloat16: bool) -> AbstractContextManager[Any]:
-    """In bfloat16 or, as everywhere else, in float32; the weights may be trained inside."""
+    """Inside, matrix products are in bfloat16, or in float32 as elsewhere; weights may be trained."""
     # Without this a layer would go on with the bfloat16 copy of its weights from before a step.
     settings = {"enabled": bfloat16, "cache_enabled": False}
     return torch.autocast(torch.device(device).type, torch.bfloat16, **settings)
@@ -129,7 +129,7 @@ def conditions(examples: Examples, image: int) -> dict[str, Examples]:
 
 @torch.no_grad()
 def crossed_losses(reader: Reader, examples: Examples, drawn: np.ndarray, batch: int = 50) -> np.ndarray:
-    """Loss a token of captions of other documents after each document's image [captions, documents].
+    """Mean loss a token of other documents' captions after each document's image [captions, documents].
 
     What stands before a caption is the same in all documents but for the image, and runs once.
 
@@ -138,30 +138,29 @@ def crossed_losses(reader: Reader, examples: Examples, drawn: np.ndarray, batch:
         examples: images and captions.
         drawn: of which document each caption is [captions, documents].
         batch: documents that run at a time.
+
+    Raises:
+        ValueError: something else than the image differs before the captions.
     """
     decoder, embed = reader.llava.model.language_model, reader.llava.get_input_embeddings()
-    ids, labels = examples.conversations[0]
+    labels = examples.conversations[0][1]
     start = next(place for place, label in enumerate(labels) if label != language.IGNORED)
+    prompts = [ids[:start] for ids, _ in examples.conversations]
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise ValueError("captions stand after different prompts")
     captions = [(ids[start:], labels[start:]) for ids, labels in examples.conversations]
     found = np.zeros((len(drawn), len(examples)))
     for rows in reader.batches(len(examples), batch):
-        prompt = torch.tensor([ids[:start]]).expand(len(rows), -1)
-        before = reader.states(examples.features[list(rows)], prompt, use_cache=True)
-        cache = before.past_key_values
+        inputs = torch.tensor([prompts[row] for row in rows])
+        before = reader.states(examples.features[list(rows)], inputs, use_cache=True)
+        cache, last = before.past_key_values, before.last_hidden_state[:, -1:]
         for number, documents in enumerate(drawn):
-            said, wanted = (
-                part.to(reader.llava.device)
-                for part in language.batch([captions[documents[row]] for row in rows])
-            )
-            states = decoder(inputs_embeds=embed(said), past_key_values=cache).last_hidden_state
+            said, wanted = language.batch([captions[documents[row]] for row in rows])
+            embedded = embed(said.to(last.device))
+            states = decoder(inputs_embeds=embedded, past_key_values=cache).last_hidden_state
             cache.crop(-said.shape[1])
-            states = torch.cat([before.last_hidden_state[:, -1:], states[:, :-1]], 1)
-            counted = wanted != language.IGNORED
-            losses = states.new_zeros(counted.shape)
-            losses[counted] = torch.nn.functional.cross_entropy(
-                reader.llava.lm_head(states[counted]).float(), wanted[counted], reduction="none"
-            )
-            found[number, rows] = (losses.sum(1) / counted.sum(1)).cpu()
+            losses, _, of = reader.losses_after(torch.cat([last, states[:, :-1]], 1), wanted)
+            found[number, rows] = np.bincount(of.cpu(), losses.cpu()) / np.bincount(of.cpu())
     return found
 
 

@@ -110,8 +110,12 @@ class Reader(nn.Module):
         self, features: Tensor, input_ids: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of every labelled token: loss, whether it is the most likely, and its row of the batch."""
-        states = self.states(features, input_ids).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:].to(states.device)
+        states = self.states(features, input_ids).last_hidden_state
+        return self.losses_after(states[:, :-1], labels[:, 1:])
+
+    def losses_after(self, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the decoder's output [batch, n, d] and the tokens that follow [batch, n]."""
+        wanted = wanted.to(states.device)
         rows, places = (wanted != language.IGNORED).nonzero(as_tuple=True)
         logits = self.llava.lm_head(states[rows, places]).float()
         answers = wanted[rows, places]

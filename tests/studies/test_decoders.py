@@ -149,6 +149,10 @@ def test_captions_after_other_images_lose_as_much_as_in_whole_conversations():
         whole = [np.mean(each) for each in family.per_document(reader, crossed)[0]]
         assert np.allclose(losses, whole, atol=1e-5)
     assert np.abs(found[0] - found[1]).min() > 1e-3
+    ids, labels = conversations[1]
+    other = family.Examples(features[:2], [conversations[0], (ids[1:], labels[1:])])
+    with pytest.raises(ValueError, match="different prompts"):
+        arm.crossed_losses(reader, other, drawn[:, :2])
 
 
 @pytest.mark.slow
