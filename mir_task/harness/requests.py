@@ -145,9 +145,10 @@ def adapter_documents(task: MIRTask, requests: list[Request]) -> Iterator[Docume
     rows = task.test_docs()
     for row in sorted({request.doc_id for request in requests if request.counts}):
         values = rows[row]
+        gains = task.settings.measures_gain and task.has_other_visual(row)
         yield Document(
             *(values["id"], row, values["text"], task.doc_to_visual, task.name, SPLIT, values["fault"]),
-            to_other_media=task.other_visual(row) if task.settings.measures_gain else None,
+            to_other_media=task.doc_to_other_visual if gains else None,
         )
 
 

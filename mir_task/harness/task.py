@@ -190,11 +190,22 @@ class MIRTask(ConfigurableTask):
         """The document's image, the path of its video, or its audio, as `open_media` gives them."""
         return [open_media(doc["media"], self.settings.modality)]
 
-    def other_visual(self, row: int) -> Callable[[dict[str, Any]], list[Any]] | None:
-        """As `doc_to_visual`, of a document with another medium; None where there is none."""
+    def doc_to_other_visual(self, doc: dict[str, Any]) -> list[Any]:
+        """As `doc_to_visual`, of the document whose medium stands in for this one's.
+
+        Adapters call one document's function with all documents of a batch, so it goes by `doc` alone.
+        """
         rows = self.dataset[SPLIT]
-        other = row_of_other_medium(rows, row, self.settings.seed)
-        return None if other is None else lambda doc: self.doc_to_visual(rows[other])
+        other = self._other_row(list(rows["id"]).index(doc["id"]))
+        assert other is not None, "asked for another medium where all are one"
+        return self.doc_to_visual(rows[other])
+
+    def has_other_visual(self, row: int) -> bool:
+        """Whether any document has another medium than that of a row."""
+        return self._other_row(row) is not None
+
+    def _other_row(self, row: int) -> int | None:
+        return row_of_other_medium(self.dataset[SPLIT], row, self.settings.seed)
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> str:
         """The document's text alone, whatever the run says of few-shot examples."""
