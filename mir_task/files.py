@@ -10,6 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from mir_task._version import __version__
+from mir_task.errors import MIRError
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files of a folder and of those below it, linked ones too; hidden folders are left out.
+
+    Raises:
+        MIRError: a folder cannot be read, or a link leads back to where it stands.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise MIRError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    found: list[Path] = []
+    above: dict[Path, tuple[Path, ...]] = {folder: (folder.resolve(),)}
+    """Of each folder: itself and those that lead to it, without links."""
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(name)
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for path in (here / each for each in folders):
+            target = path.resolve()
+            if path.is_symlink() and any(each.is_relative_to(target) for each in above[here]):
+                raise MIRError(f"{path} is a link to {target}, in which it stands: remove the link")
+            above[path] = (*above[here], target)
+        found += [here / each for each in files]
+    return found
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from mir_task.documents.tables import Table, decoded, is_hidden, natural_order
 from mir_task.errors import MIRError
+from mir_task.files import files_below
 
 KINDS = {
     "image": (
@@ -83,7 +84,8 @@ class Files(Table):
 def read_folder(folder: Path, kind: str, column: str) -> Files:
     """The files of one kind in a folder and below, in natural order.
 
-    Hidden files, those of systems, and texts such as README.txt are left out.
+    Links to files and folders are followed. Hidden files, those of systems, and texts such as README.txt
+    are left out.
 
     Args:
         folder: with files.
@@ -94,9 +96,9 @@ def read_folder(folder: Path, kind: str, column: str) -> Files:
         `id` is the path without its ending.
 
     Raises:
-        MIRError: no such file, or two of one id.
+        MIRError: no such file, two of one id, or a folder in it that cannot be read.
     """
-    paths = natural_order(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    paths = natural_order(path.relative_to(folder) for path in files_below(folder))
     seen = [path for path in paths if not is_hidden(path)]
     chosen = [path for path in seen if kind_of_file(path.name) == kind and not _of_a_project(path, kind)]
     if not chosen:

@@ -109,14 +109,11 @@ class Rows(NamedTuple):
 
 
 class _Hub(Table):
-    """Rows of a data set that `datasets` reads, media undecoded."""
+    """Rows of a data set that `datasets` reads, as stored: media are undecoded, in lists as well."""
 
     def __init__(self, table: datasets.Dataset) -> None:
         self._features = dict(table.features)
-        for column, feature in self._features.items():
-            if isinstance(feature, tuple(_FEATURES.values())):
-                table = table.cast_column(column, type(feature)(decode=False))  # type: ignore[call-arg]
-        self._table = table
+        self._table = table.with_format("arrow")
         self.columns = table.column_names
 
     def __len__(self) -> int:
@@ -124,7 +121,9 @@ class _Hub(Table):
 
     def cells(self, column: str, rows: Sequence[int] | None = None) -> list[Any]:
         """As `Table.cells`."""
-        return list((self._table if rows is None else self._table.select(rows))[column])
+        table = self._table.select_columns(column)
+        cells: list[Any] = (table if rows is None else table.select(rows))[:][column].to_pylist()
+        return cells
 
     def place(self, row: int) -> str:
         """As `Table.place`."""

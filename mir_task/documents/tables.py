@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from mir_task.documents.cells import shown
 from mir_task.errors import MIRError
 
 Row = dict[str, Any]
@@ -191,9 +192,14 @@ def decoded(content: bytes, name: str) -> str:
 
 
 def _delimited(text: str, name: str, delimiter: str) -> Listed:
+    """Rows of texts, of which those in quotes may hold the delimiter, and lines.
+
+    Raises:
+        MIRError: rows of different lengths, or quotes that may be of the texts as well.
+    """
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, places, header = [], [], list[str]()
+    rows, places, header, spans_lines = [], [], list[str](), ""
     try:
         for fields in reader:
             if not fields:
@@ -210,8 +216,18 @@ def _delimited(text: str, name: str, delimiter: str) -> Listed:
                 )
             rows.append(dict(zip(header, fields, strict=True)))
             places.append(f"line {reader.line_num}")
+            if not spans_lines:
+                spans_lines = next((each for each in fields if re.search(r"[\r\n]", each)), "")
     except csv.Error as error:
         raise MIRError(f"{name}, line {reader.line_num}: {error}") from None
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line]
+    widths = {line.count(delimiter) + 1 for line in lines}
+    if spans_lines and len(header) > 1 and widths == {len(header)}:
+        raise MIRError(
+            f"{name} can be read in two ways: every line has {len(header)} fields, and by its quotes "
+            f"one field spans lines, {shown(spans_lines)}. Write it as JSON lines, or double the quotes "
+            "that are of the texts and put such texts in quotes"
+        )
     return Listed(rows, places)
 
 
@@ -284,7 +300,7 @@ def matching(name: str) -> list[Path]:
     if Path(name).exists():
         return [Path(name)]
     found = (Path(path) for path in glob.glob(name, recursive=True))
-    return natural_order(path for path in found if path.is_file())
+    return natural_order(path for path in found if not path.is_dir())  # a broken link is told of later
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:

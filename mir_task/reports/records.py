@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from mir_task.errors import MIRError
+from mir_task.files import files_below
 from mir_task.reports import vlmevalkit
 from mir_task.reports.side_file import parsed, read_side_file
 from mir_task.reports.tools import LM_EVAL, OWN, VLMEVALKIT, column
@@ -149,14 +150,14 @@ class Runs(NamedTuple):
 def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = None) -> Runs:
     """Side files, harnesses' results and other tools' scores in folders and below, oldest first.
 
-    Hidden folders are left out: `mir-task zoo` keeps there what is not whole.
+    Links are followed. Hidden folders are left out: `mir-task zoo` keeps there what is not whole.
 
     Args:
         folders: to look into.
         same_models: names that other tools have for a model, and its name beside its MIR.
 
     Raises:
-        MIRError: `same_models` has a name that is nowhere.
+        MIRError: `same_models` has a name that is nowhere, or a folder cannot be read.
     """
     same = same_models or {}
     records: list[Record] = []
@@ -165,9 +166,8 @@ def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = N
     paths = {
         path.resolve(): path
         for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix in (".json", ".csv", ".xlsx")
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in files_below(folder)
+        if path.suffix in (".json", ".csv", ".xlsx") and not path.name.startswith(".")
     }
     for path in sorted(paths.values(), key=lambda path: (path.name, path)):
         try:

@@ -75,6 +75,34 @@ def test_files_with_columns(folder, kind) -> None:
     assert drawn(mir_media_dataset=f"pairs.{kind}", **keys) == texts()
 
 
+def test_lists_of_pictures_and_of_turns_of_a_data_set(folder) -> None:
+    features = datasets.Features(
+        key=datasets.Value("string"),
+        images=datasets.Sequence(datasets.Image()),
+        turns=[{"user": datasets.Value("string"), "assistant": datasets.Value("string")}],
+        row={"image": datasets.Image()},
+    )
+    pictures = {name: {"bytes": (folder / "pictures" / f"{name}.jpg").read_bytes()} for name in NAMES}
+    rows = [
+        {
+            "key": name,
+            "images": [pictures[other], pictures[name]],
+            "turns": [{"user": "?", "assistant": text}],
+            "row": {"image": pictures[name]},
+        }
+        for (name, text), other in zip(texts().items(), reversed(NAMES), strict=True)
+    ]
+    (folder / "set").mkdir()
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.to_parquet(folder / "set" / "train-00000-of-00001.parquet")
+    keys = {"mir_media_dataset": "set", "mir_media_split": "train", "mir_media_id": "key"}
+    for column in ("images.1", "row.image"):
+        settings = {"mir_media_column": column, "mir_text_column": "turns.0.assistant", **keys}
+        assert drawn(**settings) == texts()
+        task = evaluate.task(mir_base=None, mir_documents=len(NAMES), **settings)
+        assert all(row["media"]["bytes"] == pictures[row["id"]]["bytes"] for row in task.dataset["test"])
+
+
 def test_a_column_of_texts_with_a_folder_of_pictures(folder) -> None:
     lines = [{"key": name, "said": text} for name, text in texts().items()]
     (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

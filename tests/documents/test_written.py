@@ -312,6 +312,15 @@ CASES: dict[str, Case] = {
     ),
     "numbers are texts": case("csv", f"{IN}1,a.jpg,07.50", {"1": "07.50"}, **BY_ID),
     "tabs": case("tsv", "id\timage\ttext\n1\ta.jpg\ta, b", {"1": "a, b"}, **BY_ID),
+    "quotes of the texts that happen to pair": case(
+        "tsv",
+        'id\timage\ttext\n1\ta.jpg\t"Stop\n2\ta.jpg\the said"',
+        r"every line has 3 fields, and by its quotes one field spans lines, str 'Stop\\n2",
+        **BY_ID,
+    ),
+    "lines in quotes with tabs": case(
+        "tsv", 'id\timage\ttext\n1\ta.jpg\t"Stop\nhe said"', {"1": "Stop\nhe said"}, **BY_ID
+    ),
     "a mark of UTF-8": case("csv", f"\ufeff{IN}1,a.jpg,a", {"1": "a"}, **BY_ID),
     "a quote that does not end": case(
         "csv", f'{IN}1,a.jpg,"a dog', "rows.csv, line 2: unexpected end", **BY_ID
@@ -570,6 +579,42 @@ def test_parquet_of_several_groups_of_rows_and_files(tmp_path) -> None:
     assert sorted(found["id"]) == sorted([f"0-{k}" for k in range(25)] + [f"1-{k}" for k in range(7)])
     assert all(row["text"] == f"text {row['id']}" for row in found)
     assert found[0]["media"]["bytes"] == PICTURE
+
+
+def test_folders_and_files_that_are_links_are_read(tmp_path, monkeypatch) -> None:
+    write(tmp_path, {"elsewhere/3.jpg": PICTURE, "data/pictures/1.jpg": PICTURE})
+    write(tmp_path, {f"data/texts/{name}.txt": name for name in ("1", "2", "more/3")})
+    pictures = tmp_path / "data" / "pictures"
+    (pictures / "more").symlink_to(tmp_path / "elsewhere")
+    (pictures / "2.jpg").symlink_to("gone.jpg")
+    monkeypatch.chdir(tmp_path / "data")
+    case = Case({}, PAIR, {"1": "1", "more/3": "more/3"})
+    found = documents("mir_mine", settings(case, "", 3))
+    assert set(found["id"]) == {"1", "2", "more/3"}
+    for row in found:
+        if row["id"] == "2":
+            with pytest.raises(MIRError, match=r"No such file.*2\.jpg"):
+                open_media(row["media"], "image")
+        else:
+            open_media(row["media"], "image")
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_a_link_that_leads_back_is_refused(target: str, tmp_path, monkeypatch) -> None:
+    write(tmp_path, {"data/pictures/x/1.jpg": PICTURE})
+    (tmp_path / "data" / "pictures" / "x" / "back").symlink_to(target)
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(MIRError, match=r"back is a link to .*, in which it stands: remove the link"):
+        documents("mir_mine", settings(Case({}, {"media": "pictures"}, {}), "", 1))
+
+
+def test_links_that_lead_to_each_other_are_refused(tmp_path, monkeypatch) -> None:
+    write(tmp_path, {"a/1.jpg": PICTURE, "b/2.jpg": PICTURE})
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MIRError, match=r"a/b/a is a link to"):
+        documents("mir_mine", settings(Case({}, {"media": "a"}, {}), "", 1))
 
 
 def test_a_home_folder(tmp_path, monkeypatch) -> None:

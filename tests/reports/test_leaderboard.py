@@ -45,6 +45,17 @@ def test_models_are_ranked_and_published_fast_has_its_own_column(tmp_path) -> No
     assert rows[1][4:6] == ["3.0414", "60.50"]  # log10 of 1.1 above
 
 
+def test_folders_that_are_links_have_their_runs_in_the_table_once(tmp_path) -> None:
+    runs.run(tmp_path / "board", "here", 3.3)
+    runs.run(tmp_path / "disk", "linked", 2.7)
+    for name in ("results", "again"):
+        (tmp_path / "board" / name).symlink_to(tmp_path / "disk")
+    (tmp_path / "board" / "2_mir_mir_demo.json").symlink_to("gone.json")
+    found = read_runs([tmp_path / "board"])
+    assert sorted(record.model.name for record in found.records) == ["here", "linked"]
+    assert [fault for fault in found.faults if "FileNotFoundError" in fault] == found.faults != []
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
