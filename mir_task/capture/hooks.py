@@ -52,7 +52,9 @@ class Prefill:
     """K tensors [text tokens, d], in the model's dtype, on the devices asked for."""
     text_losses: Tensor | None = None
     """float32 [text tokens], in nats: minus the log-probability that the model gave to each, where
-    asked for and where its forward returns logits."""
+    asked for, where its forward returns logits, and unless `reads_ahead`."""
+    reads_ahead: bool = False
+    """Whether a text token attends to the next one, which is then not predicted."""
 
     @property
     def text_ids(self) -> list[int]:
@@ -208,6 +210,8 @@ class HiddenStateCapture:
     ) -> None:
         if layer is decoder.layers[0]:
             self._start()
+            if self._losses:
+                self._running.reads_ahead = _reads_ahead(layer, kwargs.get("attention_mask"))
         if (pending := self._running.pending) is not None:
             pending.keep(args[0] if args else kwargs["hidden_states"])
 
@@ -236,8 +240,15 @@ class HiddenStateCapture:
         for row, number in finished.items():
             prefill = self.prefills[number]
             if logits.shape[1] == len(prefill.real):
-                losses = _text_losses(logits[row], prefill)
-                self.prefills[number] = dataclasses.replace(prefill, text_losses=losses)
+                ahead = self._running.reads_ahead
+                of_row = ahead[row % len(ahead)] if isinstance(ahead, Tensor) else ahead
+                before = prefill.text.nonzero().squeeze(1) - 1
+                if isinstance(of_row, Tensor):
+                    of_row = bool(of_row[before.to(of_row.device)].any())
+                losses = None if of_row else _text_losses(logits[row], prefill)
+                self.prefills[number] = dataclasses.replace(
+                    prefill, text_losses=losses, reads_ahead=of_row
+                )
 
 
 class _ThreadState(threading.local):
@@ -247,6 +258,7 @@ class _ThreadState(threading.local):
         self.pending: _PendingForward | None = None
         self.finished: dict[int, int] = {}
         """Numbers of the prefills that the decoder's latest forward gave, by their row in the batch."""
+        self.reads_ahead: Tensor | bool = False
 
 
 class _PendingForward:
@@ -313,6 +325,21 @@ class _PendingForward:
             )
             for row, sequence in self.sequences.items()
         ]
+
+
+def _reads_ahead(layer: nn.Module, mask: Any) -> Tensor | bool:
+    """Whether positions attend to the ones after them [1 or batch, L - 1], or all do or none.
+
+    Args:
+        layer: of the decoder.
+        mask: that it is given: 4-dimensional, of truth values or of what is added to scores; or another
+            that leaves the future to the layer's own attention.
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        following = mask[:, 0].diagonal(1, -2, -1)
+        return following if following.dtype == torch.bool else following > -1
+    own = [getattr(part, "is_causal", None) for part in layer.modules()]
+    return False in own and True not in own
 
 
 def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor | None:

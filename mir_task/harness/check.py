@@ -16,7 +16,7 @@ from mir_task.harness.requests import documents_of
 from mir_task.harness.task import MIRTask
 from mir_task.measuring import plan
 from mir_task.measuring.found import found_by
-from mir_task.measuring.seen import Caption, Seen
+from mir_task.measuring.seen import Caption, Seen, why_no_losses
 from mir_task.settings import TOKENS, Settings
 from mir_task.statistics.memory import GIB
 
@@ -153,7 +153,8 @@ def _caption(adapter: Adapter, document: Document, seen: Seen, *, gain: bool) ->
     """What is measured of a document's text as a caption, in words; empty where nothing is."""
     own = Caption.of(seen, adapter.tokenizer)
     if own is None:
-        return "the model gives no logits, so there is no caption loss or gain" if gain else ""
+        why = why_no_losses(seen, adapter.model_class)
+        return f"{why}, so there is no caption loss or gain" if gain else ""
     found = f"loss {own.losses.mean():.4f} of {len(own.ids)} tokens"
     if gain and document.to_other_media is not None:
         other = Caption.of(

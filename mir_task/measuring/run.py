@@ -16,7 +16,7 @@ from mir_task.errors import MIRError
 from mir_task.measuring.log import DocumentLog, named
 from mir_task.measuring.processes import rank, stop_if_another_failed
 from mir_task.measuring.prompts import alike
-from mir_task.measuring.seen import Caption, Rejected, Seen
+from mir_task.measuring.seen import Caption, Rejected, Seen, why_no_losses
 from mir_task.measuring.source import StateSource
 from mir_task.settings import MeasureSettings
 
@@ -62,8 +62,8 @@ def run_documents(
         MIRError: the model cannot be measured, or a document where failures are not skipped, named by
             its id.
     """
-    run = _Counting(meter, settings, name)
     losses = captions and settings.measures_captions
+    run = _Counting(meter, settings, name, losses=losses)
     gains = captions and settings.measures_gain
     started = time.perf_counter()
     queue = deque(run.within_context(reader, run.without_placeholders(reader, documents)))
@@ -108,8 +108,9 @@ def _batch(queue: deque[Document], size: int) -> list[Document]:
 class _Counting:
     """What is counted and what is rejected, and whether a rejection ends the run."""
 
-    def __init__(self, meter: Meter, settings: MeasureSettings, name: str) -> None:
+    def __init__(self, meter: Meter, settings: MeasureSettings, name: str, *, losses: bool) -> None:
         self.meter = meter
+        self._losses = losses
         self.log = DocumentLog()
         self.name = name
         self.skip_failures = settings.on_error == "skip"
@@ -167,11 +168,13 @@ class _Counting:
             self._captions[document.id] = caption
             loss = {"caption_tokens": len(caption.ids), "caption_loss": float(caption.losses.mean())}
             self.log.documents[document.id] |= loss
-        elif self.gain_is_asked_for:
-            raise MIRError(
-                f"the forwards of {reader.model_class} return no logits, or some that are not "
-                "finite, so its texts have no loss; mir_caption_gain: false measures MIR alone"
-            )
+        elif self._losses:
+            why = why_no_losses(seen, reader.model_class)
+            if self.gain_is_asked_for:
+                raise MIRError(
+                    f"{why}, so its texts have no loss; mir_caption_gain: false measures MIR alone"
+                )
+            self.log.documents[document.id]["caption_lost"] = why
         for trap in set(seen.traps) - self._logged:
             logger.info(f"{self.name}: {trap}")
         self._logged |= set(seen.traps)

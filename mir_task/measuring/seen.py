@@ -52,3 +52,13 @@ class Caption(NamedTuple):
         if not len(losses) or not losses.isfinite().all():
             return None
         return cls(seen.prefill.text_ids[own], losses)
+
+
+def why_no_losses(seen: Seen, model_class: str) -> str:
+    """Why there is no `Caption` of what a model saw, where losses were asked for."""
+    if seen.prefill.reads_ahead:
+        return (
+            f"in {model_class} tokens of the text attend to those after them (a prefix language model) "
+            "and are not predicted"
+        )
+    return f"the forwards of {model_class} return no logits, or some that are not finite"

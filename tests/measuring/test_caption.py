@@ -184,6 +184,70 @@ def test_gain_is_refused_of_texts_that_are_crossed() -> None:
     assert "caption_gain" not in evaluate.task().metrics
 
 
+def test_a_text_that_is_read_ahead_has_no_loss(monkeypatch) -> None:
+    """PaliGemma's prompts are attended to in both directions."""
+    from loguru import logger
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+    from tests.architectures import small
+
+    config = PaliGemmaConfig(**small.settings(PaliGemmaConfig, {}))
+    torch.manual_seed(0)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    tokenizer = small.tokenizer()
+
+    def encode(medium: int, text: str) -> dict:
+        ids = [config.image_token_id] * 16 + [1] + tokenizer.encode(text, add_special_tokens=False)
+        pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(medium))
+        ids = torch.tensor([ids])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+    pairs = [(1, "Three boats lie on the mud."), (2, "Nobody bought the violin."), (3, "A cat sleeps.")]
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING")
+    options = {"encode": encode, "groups": 0, "bars": False}
+    result = mir_task.measure(model, tokenizer, pairs, caption_ppl=True, **options)
+    logger.remove(sink)
+    assert result.caption_loss is None
+    assert result.mir > 0
+    why = "in PaliGemmaForConditionalGeneration tokens of the text attend to those after them"
+    assert any(f"of captions are N/A: {why}" in m for m in messages)
+    with pytest.raises(MIRError, match=f"{why} .*so its texts have no loss"):
+        mir_task.measure(model, tokenizer, pairs, caption_gain=True, **options)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_whether_a_text_is_read_ahead_is_told_by_the_mask(attention: str, llava) -> None:
+    from PIL import Image
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from mir_task.capture.hooks import HiddenStateCapture
+
+    model = LlavaForConditionalGeneration.from_pretrained(llava, attn_implementation=attention)
+    processor = AutoProcessor.from_pretrained(llava)
+    picture, text = Image.new("RGB", (60, 60)), "<image> Three boats lie on the mud."
+    inputs = processor(text=text, images=picture, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    whole = torch.ones(1, 1, length, length, dtype=torch.bool)
+    for mask, ahead in ((whole.tril(), False), (whole, True)):
+        given = mask if attention == "sdpa" else torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+
+        def with_mask(module, args, kwargs, given=given):
+            return args, {**kwargs, "attention_mask": given}
+
+        handles = [
+            layer.register_forward_pre_hook(with_mask, with_kwargs=True)
+            for layer in model.model.language_model.layers
+        ]
+        with HiddenStateCapture(model, losses=True) as capture, torch.no_grad():
+            model(**inputs)
+        (prefill,) = capture.take()
+        assert prefill.reads_ahead == ahead
+        assert (prefill.text_losses is None) == ahead
+        for handle in handles:
+            handle.remove()
+
+
 def test_a_model_without_logits_has_no_loss(llava) -> None:
     from loguru import logger
     from transformers import AutoProcessor, LlavaForConditionalGeneration
