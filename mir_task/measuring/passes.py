@@ -125,8 +125,8 @@ def measure_together(
         }
         result = result.model_copy(update=captions)
     if settings.measures_captions and loss is None:
-        why = dict.fromkeys(entry["caption_lost"] for entry in entries if "caption_lost" in entry)
-        run.note(f"the losses of captions are N/A: {'; '.join(why)}")
+        causes = dict.fromkeys(entry["caption_lost"] for entry in entries if "caption_lost" in entry)
+        run.note(f"the losses of captions are N/A: {'; '.join(causes)}")
     elif settings.measures_gain and gain is None:
         lost = [entry["caption_gain_lost"] for entry in entries if "caption_gain_lost" in entry]
         why = reasons(lost) or f"no document has another {settings.modality} than the others"

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from mir_task.errors import MIRError
-from mir_task.states.layout import DTYPES, HEADER_DTYPES, Manifest, Stored, opened
+from mir_task.states.layout import (
+    DTYPES,
+    HEADER_DTYPES,
+    NUMBERING,
+    Manifest,
+    Stored,
+    is_input,
+    opened,
+)
 
 _INTEGERS = {"I64", "I32", "U32", "U16", "I16"}
 _MASKS = {"BOOL", "U8"}
@@ -49,6 +57,8 @@ class StoredDocument:
             states = self._file.get_slice("hidden_states")[:, place : place + 1, :].squeeze(1)
         else:
             states = self._file.get_tensor(f"layer.{number}")
+        if number == 1 and is_input(states, self.token_ids):
+            raise MixedModels(f"{self._path.name}: {NUMBERING}; of vLLM's layer ids 1, not 0")
         found = [states[of] for of in positions]
         norm = self._stored.norm
         return found if norm is None or number != self._manifest.layers else [norm(of) for of in found]

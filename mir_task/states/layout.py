@@ -29,6 +29,10 @@ HEADER_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Layout = Literal["mir-task", "vllm"]
 """Of a document's file: this package's own, or that of vLLM's connector."""
+NUMBERING = (
+    "layer 1 holds what the decoder is given, as tokens of one id have one state in it wherever they "
+    "stand. Layer 1 is what the first layer gives: of the hidden_states of transformers the second"
+)
 
 
 class Manifest(BaseModel):
@@ -238,3 +242,17 @@ def opened(path: Path, what: str) -> Iterator[Any]:
     except (OSError, SafetensorError) as error:
         size = f"{path.stat().st_size} bytes, " if path.is_file() else ""
         raise MIRError(f"{path}, {what}, cannot be read ({size}{error}); write it anew") from None
+
+
+def is_input(states: Tensor, token_ids: Tensor) -> bool:
+    """Whether states [L, d] are a decoder's input, by the ids [L] that stand at several places.
+
+    After a layer no two positions have the same state, but those of padding. So they are the input if
+    two ids or more have the same state at all of their places. An input to which learned positions
+    were added is not recognised.
+    """
+    order = token_ids.argsort(stable=True)
+    ids, rows = token_ids[order], states[order]
+    again = ids[1:] == ids[:-1]
+    changes = again & (rows[1:] != rows[:-1]).any(1)
+    return len(set(ids[1:][again].tolist()) - set(ids[1:][changes].tolist())) > 1

@@ -16,10 +16,12 @@ from mir_task.states.layout import (
     DTYPES,
     MANIFEST,
     NORM,
+    NUMBERING,
     Manifest,
     check_norm,
     faults,
     file_name,
+    is_input,
 )
 from mir_task.states.norm import FinalNorm
 
@@ -150,6 +152,8 @@ def _of_document(document: DocumentStates) -> dict[str, Any]:
                 f"layer {number} is {list(states.shape)} of {states.dtype}, layer {numbers[-1]} "
                 f"{list(first.shape)} of {first.dtype}"
             )
+    if is_input(document.layers[1], document.token_ids):
+        raise refuse(NUMBERING)
     for name in ("vision_mask", "media_mask"):
         mask = getattr(document, name)
         if mask is not None and (mask.dtype != torch.bool or list(mask.shape) != [length]):

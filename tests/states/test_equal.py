@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 import mir_task
-from mir_task import DocumentStates, write_states
+from mir_task import DocumentStates, MIRError, write_states
 from mir_task.capture.decoder import find_decoder
 from mir_task.commands.cli import main
 from mir_task.states.norm import FinalNorm, NormKind
@@ -69,6 +70,32 @@ def test_a_folder_as_vllm_writes_it(case, tmp_path) -> None:
         stored = mir_task.from_states(folder, checkpoint=checkpoint, groups=3, bars=False)
         assert stored.mir == pytest.approx(report["mir"], abs=1e-6)
         assert (stored.input_layer is not None) == has_input
+
+
+def test_layers_that_are_numbered_from_the_input_are_refused(case, tmp_path) -> None:
+    """By ids 0 to K - 1 of vLLM; by all `hidden_states` of transformers from 1 on."""
+    checkpoint, _, model, processor, _, documents = case
+    (tmp_path / "vllm").mkdir()
+    every = list(states.forwards(model, processor, documents))
+    for name, _, ids, layers, _ in every:
+        stacked = {"hidden_states": torch.stack(layers[:-1], 1), "token_ids": ids}
+        save_file(stacked, tmp_path / "vllm" / f"{name}.safetensors")
+    for on_error in ("stop", "skip"):
+        with pytest.raises(MIRError, match=r"layer 1 holds what the decoder is given.* 1, not 0"):
+            mir_task.from_states(
+                tmp_path / "vllm", checkpoint=checkpoint, on_error=on_error, groups=0, bars=False
+            )
+    with pytest.raises(MIRError, match=r"document .*: layer 1 holds what the decoder is given"):
+        write_states(
+            tmp_path / "states",
+            (
+                DocumentStates(name, ids, dict(enumerate(layers, start=1)))
+                for name, _, ids, layers, _ in every
+            ),
+            model="small",
+            last_layer="after_norm",
+            vision_token_ids=[model.config.image_token_id],
+        )
 
 
 def test_before_the_norm(case, tmp_path) -> None:
