@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.published import layer_distance
 from benchmarks.timing import threads
 from mir_task import MIRMeter
-from mir_task.capture.hooks import HiddenStateCapture, Prefill
+from mir_task.capture.hooks import HiddenStateCapture
+from mir_task.capture.prefill import Prefill
 from mir_task.demo.checkpoint import make_llava
 from mir_task.measuring.plan import HOST, Room, Shape, plan
 from mir_task.statistics.memory import GIB

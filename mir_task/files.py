@@ -16,12 +16,15 @@ from mir_task.errors import MIRError
 def files_below(folder: Path) -> list[Path]:
     """Files of a folder and of those below it, linked ones too; hidden folders are left out.
 
+    A folder that is not there, or that goes while others are read, has none.
+
     Raises:
         MIRError: a folder cannot be read, or a link leads back to where it stands.
     """
 
     def refuse(error: OSError) -> None:
-        raise MIRError(f"{error.filename} cannot be read: {error.strerror}") from error
+        if not isinstance(error, FileNotFoundError):
+            raise MIRError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     found: list[Path] = []
     above: dict[Path, tuple[Path, ...]] = {folder: (folder.resolve(),)}

@@ -8,58 +8,21 @@ for the last layer k = K. So those of "layer 0" are the decoder's input.
 Where the vision tokens stand, `mir_task.capture.positions` finds.
 """
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from mir_task.capture.decoder import Decoder, find_decoder
 from mir_task.capture.finder import PositionFinder, keep_all_positions
-from mir_task.capture.positions import NO_TOKEN, Positions
-from mir_task.capture.streams import refuse_streams
+from mir_task.capture.losses import reads_ahead, with_losses
+from mir_task.capture.prefill import PendingForward, Prefill
 from mir_task.errors import MIRError
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """One sequence of one prefill forward: L positions, K layers that were asked for."""
-
-    token_ids: Tensor
-    """int64 [L]; `NO_TOKEN` where the model embedded no token."""
-    real: Tensor
-    """bool [L]: not padding."""
-    vision: Tensor
-    """bool [L]: came from the vision side, or from audio where that is the modality."""
-    text: Tensor
-    """bool [L]: real and after the last position of any medium."""
-    markers: Tensor
-    """bool [L]: of the vision positions, marks beside placeholders that the model learned."""
-    discrete: Tensor
-    """bool [L]: of the vision positions, tokens of the vocabulary (the codes of a quantised image)."""
-    vision_rule: str
-    """Which rules found the vision positions, joined by "+": "token_ids", "mask", "provenance"."""
-    vision_rows: tuple[Tensor, ...]
-    """K tensors [vision tokens, d], in the model's dtype, on the devices asked for."""
-    text_rows: tuple[Tensor, ...]
-    """K tensors [text tokens, d], in the model's dtype, on the devices asked for."""
-    text_losses: Tensor | None = None
-    """float32 [text tokens], in nats: minus the log-probability that the model gave to each, where
-    asked for, where its forward returns logits, and unless `reads_ahead`."""
-    reads_ahead: bool = False
-    """Whether a text token attends to the next one, which is then not predicted."""
-
-    @property
-    def text_ids(self) -> list[int]:
-        """Token ids of the text positions, in order."""
-        return self.token_ids[self.text].tolist()
 
 
 class HiddenStateCapture:
@@ -202,7 +165,7 @@ class HiddenStateCapture:
         sequences = [] if forward is None else forward.sequences or []
         found = any(sequence.vision.any() for sequence in sequences)
         layers = self._layers if self.keeps_rows else {}
-        pending = _PendingForward(sequences, layers, self.decoder) if found else None
+        pending = PendingForward(sequences, layers, self.decoder) if found else None
         self._running.pending = pending
 
     def _keep_layer_input(
@@ -211,7 +174,7 @@ class HiddenStateCapture:
         if layer is decoder.layers[0]:
             self._start()
             if self._losses:
-                self._running.reads_ahead = _reads_ahead(layer, kwargs.get("attention_mask"))
+                self._running.reads_ahead = reads_ahead(layer, kwargs.get("attention_mask"))
         if (pending := self._running.pending) is not None:
             pending.keep(args[0] if args else kwargs["hidden_states"])
 
@@ -237,124 +200,18 @@ class HiddenStateCapture:
         if not isinstance(logits, Tensor):
             return
         finished, self._running.finished = self._running.finished, {}
+        ahead = self._running.reads_ahead
         for row, number in finished.items():
-            prefill = self.prefills[number]
-            if logits.shape[1] == len(prefill.real):
-                ahead = self._running.reads_ahead
+            if logits.shape[1] == len(self.prefills[number].real):
                 of_row = ahead[row % len(ahead)] if isinstance(ahead, Tensor) else ahead
-                before = prefill.text.nonzero().squeeze(1) - 1
-                if isinstance(of_row, Tensor):
-                    of_row = bool(of_row[before.to(of_row.device)].any())
-                losses = None if of_row else _text_losses(logits[row], prefill)
-                self.prefills[number] = dataclasses.replace(
-                    prefill, text_losses=losses, reads_ahead=of_row
-                )
+                self.prefills[number] = with_losses(self.prefills[number], logits[row], of_row)
 
 
 class _ThreadState(threading.local):
     """What is kept of the forward that runs in this thread."""
 
     def __init__(self) -> None:
-        self.pending: _PendingForward | None = None
+        self.pending: PendingForward | None = None
         self.finished: dict[int, int] = {}
         """Numbers of the prefills that the decoder's latest forward gave, by their row in the batch."""
         self.reads_ahead: Tensor | bool = False
-
-
-class _PendingForward:
-    """Hidden states of the sequences of the forward that is running."""
-
-    def __init__(
-        self, sequences: list[Positions], layers: Mapping[int, torch.device], decoder: Decoder
-    ) -> None:
-        self.sequences = {
-            row: sequence for row, sequence in enumerate(sequences) if sequence.vision.any()
-        }
-        self.number = -1
-        """Of the layer whose hidden states came last; the first are the decoder's input, of layer 0."""
-        self._shape = len(sequences), len(sequences[0].real)
-        self._decoder = decoder
-        self.hidden_states: list[dict[int, tuple[Tensor, Tensor]]] = []
-        self._layers = layers
-        self._indices: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
-
-    def keep(self, hidden: Tensor) -> None:
-        """Keep the next layer's hidden states [batch, L, d] of vision and text positions."""
-        self.number += 1
-        refuse_streams(hidden.shape, self._shape, self._decoder)
-        if self.number not in self._layers:
-            return
-        for sequence in self.sequences.values():
-            if hidden.shape[1] != len(sequence.real):
-                raise MIRError(
-                    f"{hidden.shape[1]} of the {len(sequence.real)} positions are left after decoder "
-                    f"layer {self.number}: the model drops positions on the way, so MIR is not "
-                    "defined on its layers"
-                )
-        device = self._layers[self.number]
-        self.hidden_states.append(
-            {
-                row: (_rows(hidden[row], vision, device), _rows(hidden[row], text, device))
-                for row, (vision, text) in self._indices_on(hidden.device).items()
-            }
-        )
-
-    def _indices_on(self, device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
-        """Of the vision and text tokens of each sequence, sent to a device once for all its layers."""
-        if device not in self._indices:
-            masks = [mask for s in self.sequences.values() for mask in (s.vision, s.text)]
-            places = [mask.nonzero().squeeze(1) for mask in masks]
-            moved = torch.split(torch.cat(places).to(device), [len(part) for part in places])
-            self._indices[device] = dict(
-                zip(self.sequences, zip(moved[::2], moved[1::2], strict=True), strict=True)
-            )
-        return self._indices[device]
-
-    def prefills(self) -> list[Prefill]:
-        return [
-            Prefill(
-                token_ids=sequence.token_ids,
-                real=sequence.real,
-                vision=sequence.vision,
-                text=sequence.text,
-                markers=sequence.markers & sequence.vision,
-                discrete=sequence.discrete & sequence.vision,
-                vision_rule=sequence.rule,
-                vision_rows=tuple(layer[row][0] for layer in self.hidden_states),
-                text_rows=tuple(layer[row][1] for layer in self.hidden_states),
-            )
-            for row, sequence in self.sequences.items()
-        ]
-
-
-def _reads_ahead(layer: nn.Module, mask: Any) -> Tensor | bool:
-    """Whether positions attend to the ones after them [1 or batch, L - 1], or all do or none.
-
-    Args:
-        layer: of the decoder.
-        mask: that it is given: 4-dimensional, of truth values or of what is added to scores; or another
-            that leaves the future to the layer's own attention.
-    """
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        following = mask[:, 0].diagonal(1, -2, -1)
-        return following if following.dtype == torch.bool else following > -1
-    own = [getattr(part, "is_causal", None) for part in layer.modules()]
-    return False in own and True not in own
-
-
-def _text_losses(logits: Tensor, prefill: Prefill) -> Tensor | None:
-    """Losses [text tokens] by the logits [L, vocabulary] of the positions before."""
-    positions = prefill.text.nonzero().squeeze(1)
-    ids = prefill.token_ids[positions].to(logits.device)
-    if len(ids) == 0 or (ids == NO_TOKEN).any():
-        return None
-    losses = [  # all at once, the float32 copy of a long text's logits would be larger than the logits
-        functional.cross_entropy(logits[some - 1].float(), targets, reduction="none")
-        for some, targets in zip(torch.split(positions, 256), torch.split(ids, 256), strict=True)
-    ]
-    return torch.cat(losses).cpu()
-
-
-def _rows(hidden: Tensor, places: Tensor, device: torch.device) -> Tensor:
-    rows = hidden.detach()[places]
-    return rows if rows.device == device else rows.to(device)

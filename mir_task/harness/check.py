@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 from lmms_eval.api.model import lmms
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError, did_you_mean
 from mir_task.files import written_whole

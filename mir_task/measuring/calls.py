@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.measuring.reader import Reader
 from mir_task.measuring.seen import Seen
 from mir_task.settings import TOKENS

@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from mir_task.capture.hooks import Prefill
 from mir_task.capture.positions import NO_TOKEN
+from mir_task.capture.prefill import Prefill
 from mir_task.errors import MIRError
 
 

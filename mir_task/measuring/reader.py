@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mir_task.capture.decoder import MEDIA, find_decoder, media_token_ids
-from mir_task.capture.hooks import HiddenStateCapture, Prefill
+from mir_task.capture.hooks import HiddenStateCapture
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring import plan

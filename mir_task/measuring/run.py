@@ -10,7 +10,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.log import DocumentLog, named

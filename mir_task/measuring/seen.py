@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.measuring.prompts import Arrival
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.measuring.plan import Shape
 from mir_task.measuring.seen import Outcome

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mir_task.capture.hooks import Prefill
+from mir_task.capture.prefill import Prefill
 from mir_task.documents.document import Document
 from mir_task.errors import MIRError
 from mir_task.measuring.plan import Shape

@@ -10,8 +10,9 @@ from torch import nn
 from mir_task import MIRError
 from mir_task.capture.decoder import find_decoder, media_token_ids
 from mir_task.capture.finder import PositionFinder
-from mir_task.capture.hooks import HiddenStateCapture, Prefill
+from mir_task.capture.hooks import HiddenStateCapture
 from mir_task.capture.positions import NO_TOKEN, equal_rows
+from mir_task.capture.prefill import Prefill
 
 TEXTS = {
     "short": "A boat.",
