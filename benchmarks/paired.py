@@ -12,7 +12,8 @@ import torch
 from benchmarks.timing import threads
 from mir_task import MIRMeter, MIRResult
 from mir_task.reports.compare import Comparison, compare
-from mir_task.reports.records import Ground, Model, Record
+from mir_task.reports.ground import Ground
+from mir_task.reports.records import Model, Record
 
 SIZE, TOKENS, DOCUMENTS, GROUPS, RESAMPLES, LAYERS = 16, 48, 100, 5, 200, 2
 

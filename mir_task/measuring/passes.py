@@ -289,7 +289,7 @@ class _Passes:
         """Keep what the first pass tells of all layers."""
         self._known = known
         self.shape = plan.Shape(self.shape.size, next(iter(known.values()))[1].thresholds.element_size())
-        groups = groups_to_leave_out(known.values(), self.places.groups)
+        groups = groups_to_leave_out(known.values(), self.places.groups, self.settings.outliers)
         if isinstance(groups, str):
             self.note(f"mir_stderr is N/A: {groups}; set mir_groups")
         else:

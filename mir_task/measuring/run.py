@@ -1,5 +1,6 @@
 """Run documents through a model and count what it sees."""
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,6 +155,7 @@ class _Counting:
         self.log.facts = self.log.facts or reader.facts(prefill)
         self.log.documents[document.id] = {
             "row": document.row,
+            **_digest(document.text),
             "tokens": tokens,
             "vision_tokens": int(prefill.vision.sum()),
             "text_tokens": len(text_rows[0]),
@@ -267,6 +269,11 @@ def _special(prefill: Prefill) -> dict[str, int]:
 
 
 _SKIP_HINT = "(`mir_on_error: skip` in the task leaves such documents out and reports them)"
+
+
+def _digest(text: str) -> dict[str, str]:
+    """What tells a document's text from another; stored states have none of their own."""
+    return {"text_sha256": hashlib.sha256(text.encode()).hexdigest()[:16]} if text else {}
 
 
 def _beyond(context: int) -> str:

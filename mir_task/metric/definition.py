@@ -53,6 +53,12 @@ def check_outlier_rule(rule: str) -> None:
         raise MIRError(f"outliers must be one of {', '.join(OUTLIER_RULES)}, got {rule!r}")
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise MIRError unless the root of the covariances can be taken in `dtype`."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise MIRError(f"dtype must be None, torch.float32 or torch.float64, got {dtype}")
+
+
 def as_rows(layers: Any, modality: str) -> list[Tensor]:
     """The rows of each layer as tensors; numpy arrays are taken too.
 
@@ -70,7 +76,8 @@ def as_rows(layers: Any, modality: str) -> list[Tensor]:
     found = []
     for number, rows in enumerate(layers, start=1):
         if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiu":
-            rows = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+            whole = rows.flags.writeable and min(rows.strides, default=0) >= 0
+            rows = torch.from_numpy(rows if whole else rows.copy())
         if not isinstance(rows, Tensor):
             raise MIRError(
                 f"layer {number}: {modality} is of type {type(rows).__name__}: pass a tensor or a numpy "
@@ -262,11 +269,14 @@ def result_of_layers(layers: Iterable[ComputedLayer], outliers: str) -> MIRResul
         outliers: the rule that was applied.
 
     Raises:
-        MIRError: the sum of distances is zero to the precision of the arithmetic.
+        MIRError: there is no decoder layer, or the sum of distances is zero to the precision of the
+            arithmetic.
     """
     found = sorted(layers, key=lambda layer: layer.result.layer)
     ordered = [layer for layer in found if layer.result.layer > 0]
     results = tuple(layer.result for layer in ordered)
+    if not results:
+        raise MIRError("no decoder layer was measured: MIR takes layers from 1 on, 0 is their input")
     total = sum(layer.frechet for layer in results)
     if total <= 4 * sum(layer.frechet_error or 0 for layer in results):
         raise MIRError(
@@ -311,6 +321,7 @@ def modality_integration_rate(
     (11.0, 1.041393)
     """
     check_outlier_rule(outliers)
+    check_dtype(dtype)
     vision, text = as_rows(vision, "vision"), as_rows(text, "text")
     check_rows(vision, text)
     layers = []

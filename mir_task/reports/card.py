@@ -75,7 +75,7 @@ def results(record: Record) -> list[EvalResult]:
 def _data_set(named: Any) -> str | None:
     """The first id on the Hub of what a task names; None of files, whose paths are nobody's business."""
     ids = [named] if isinstance(named, str) else named or []
-    return next((each for each in ids if _ON_THE_HUB.fullmatch(str(each))), None)
+    return next((str(n) for n in ids if _ON_THE_HUB.fullmatch(str(n)) and not Path(n).exists()), None)
 
 
 def updated(readme: Path | None, name: str, new: Sequence[EvalResult]) -> ModelCard:
@@ -121,7 +121,8 @@ def of_one_model(records: Iterable[Record], model: str | None) -> list[Record]:
         model: its name; where left out, there is one model.
 
     Raises:
-        MIRError: there is none of that name, or several to choose from.
+        MIRError: there is none of that name, or several to choose from, or it was loaded in several
+            ways.
     """
     whole = [record for record in records if record.ground is not None]
     names = sorted({record.model.name for record in whole})
@@ -134,4 +135,11 @@ def of_one_model(records: Iterable[Record], model: str | None) -> list[Record]:
     chosen = model or names[0]
     if chosen not in names:
         raise MIRError(f"no model {chosen!r} is there; there are {', '.join(names)}")
-    return list({record.task: record for record in whole if record.model.name == chosen}.values())
+    newest = {record.task: record for record in whole if record.model.name == chosen}.values()
+    if len(ways := {(of.model.adapter, of.model.arguments) for of in newest}) > 1:
+        loaded = "; ".join(sorted(f"{adapter} {','.join(sorted(of))}" for adapter, of in ways))
+        raise MIRError(
+            f"{chosen} was loaded in {len(ways)} ways for its tasks: {loaded}. One card tells of one: "
+            "give the side file, or a folder of those that belong together"
+        )
+    return list(newest)

@@ -8,7 +8,8 @@ from scipy import stats
 
 from mir_task.captions import gain_difference, gains
 from mir_task.errors import MIRError
-from mir_task.reports.records import Record, differences, read_record, read_runs
+from mir_task.reports.ground import differences, settled
+from mir_task.reports.records import Record, read_record, read_runs
 from mir_task.reports.side_file import SideFile
 from mir_task.result import jackknife_stderr
 
@@ -111,7 +112,8 @@ def compare(first: Record, second: Record) -> Comparison:
     """
     if first.ground is None or second.ground is None:
         raise MIRError("only side files compare: the harness's results do not say what was measured")
-    if reasons := differences(second.ground, first.ground):
+    grounds = settled((first.ground, second.ground))
+    if reasons := differences(grounds[second.ground], grounds[first.ground]):
         raise MIRError(
             f"{first.path} and {second.path} do not compare; the second has {'; '.join(reasons)}. "
             "Measure both on the same documents with the same settings"

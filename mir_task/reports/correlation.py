@@ -22,7 +22,8 @@ def correlation(
     """Rank correlations of MIR and a benchmark over models, with 95% intervals.
 
     Args:
-        rows: of one group; those without the score or the indicator are left out.
+        rows: of one group; those without the score or the indicator are left out. A model counts once:
+            by its newest run of each set of arguments that has a score of its own, else by its newest.
         benchmark: its name.
         indicator: that is laid beside it, as `mir`.
 
@@ -33,8 +34,10 @@ def correlation(
     """
     pairs = [
         (row[indicator], row["benchmarks"][benchmark])
-        for row in rows
-        if benchmark in row["benchmarks"] and row[indicator] is not None
+        for row in _once(
+            (row for row in rows if benchmark in row["benchmarks"] and row[indicator] is not None),
+            benchmark,
+        )
     ]
     n = len(pairs)
     mir, score = np.array(pairs).reshape(-1, 2).T
@@ -49,6 +52,20 @@ def correlation(
             values = way(mir, score, draws)
             found[name]["interval"] = np.nanquantile(values, (0.025, 0.975)).tolist()
     return found | {"words": _in_words(found)}
+
+
+def _once(rows: Iterable[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    """Rows with a score, without those that have that of another row or a newer run."""
+    own: dict[tuple[str, str, str], dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: str(row["date"])):
+        if benchmark in row["other_arguments"]:
+            others[row["model"]] = row
+        else:
+            own[row["model"], row["adapter"], row["arguments"]] = row
+    for model, _, _ in own:
+        others.pop(model, None)
+    return [*own.values(), *others.values()]
 
 
 def _spearman(x: Values, y: Values, draws: Values) -> Values:

@@ -6,13 +6,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jinja2
 
 from mir_task.reports.correlation import FEW, correlation
+from mir_task.reports.ground import Ground, differences, settled
 from mir_task.reports.panels import standard_errors
-from mir_task.reports.records import Ground, Record, Runs, Scores, differences
+from mir_task.reports.records import Record, Runs, Scores
 from mir_task.reports.tools import measured_by
 
 INDICATORS = {"mir": "MIR", "caption_gain": "caption gain", "caption_loss": "caption loss"}
@@ -50,7 +52,11 @@ def board(runs: Runs, *, all_runs: bool = False, benchmarks: Sequence[str] = ("*
         is none with the model's adapter and arguments, that of the same checkpoint with others, which
         is named in `other_arguments`.
     """
-    records = runs.records
+    grounds = settled(record.ground for record in runs.records if record.ground)
+    records = [
+        replace(record, ground=grounds[record.ground]) if record.ground else record
+        for record in runs.records
+    ]
     if not all_runs:
         records = list({(r.model, r.task, r.ground): r for r in records}.values())
     groups: dict[tuple[Ground | None, str], list[Record]] = {}

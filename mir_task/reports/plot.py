@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mir_task.errors import MIRError
 from mir_task.files import written_whole
 from mir_task.reports import figures
+from mir_task.reports.ground import Ground, differences, settled
 from mir_task.reports.panels import (
     DIAGNOSTICS,
     DISTANCE,
@@ -23,7 +25,7 @@ from mir_task.reports.panels import (
     Panel,
     standard_errors,
 )
-from mir_task.reports.records import Ground, differences, read_record
+from mir_task.reports.records import read_record
 from mir_task.reports.side_file import SideFile
 from mir_task.result import MIRResult
 from mir_task.settings import TOKENS
@@ -156,7 +158,8 @@ def draw_side_files(
             f"--labels are {len(labels)} ({', '.join(labels)}) for {len(sources)} side files: give each "
             "side file one of its own, with commas between them"
         )
-    apart = _do_not_compare(labels, [record.ground for record in records])
+    grounds = settled(record.ground for record in records if record.ground)
+    apart = _do_not_compare(labels, [grounds[of.ground] if of.ground else None for of in records])
     kinds = {TOKENS[report.modality] for report in reports}
     common = _joined(names[0][part] for part in (1, 0) if shared[part])
     draw_layers(
@@ -286,7 +289,7 @@ def _read_rows(source: Path, layers: Sequence[int]) -> tuple[str, str, TokenRows
         file = np.load(source)
         numbers = sorted(int(name[5:]) for name in file.files if name.startswith("text_"))
         title, tokens = str(file["title"]), str(file["tokens"])
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise MIRError(
             f"{source} holds no tokens ({error}): set mir_sample_rows: 300 in the task and measure, "
             "which writes such a file beside the side file"

@@ -1,6 +1,5 @@
-"""What runs have left on disk, and which of their values compare with which."""
+"""What runs have left on disk: side files, results of harnesses, and scores of other tools."""
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mir_task.errors import MIRError
 from mir_task.files import files_below
 from mir_task.reports import vlmevalkit
+from mir_task.reports.ground import Ground, ground_of
 from mir_task.reports.side_file import parsed, read_side_file
 from mir_task.reports.tools import LM_EVAL, OWN, VLMEVALKIT, column
 from mir_task.result import MIRResult
@@ -24,7 +24,6 @@ _OTHER = re.compile(r"^samples_|^[\d_]+_failed_")
 _OF_LM_EVAL = re.compile(r"_(\d{4})-(\d\d)-(\d\d)T(\d\d)-(\d\d)-(\d\d)(\.\d+)?\.json$")
 _CAPTIONS = ("caption_loss", "caption_gain", "caption_gain_stderr")
 _BESIDE_MIR = ("mir_stderr", "mir_published_fast", *_CAPTIONS)  # in the order of `Record`'s fields
-_OUTLIERS = {"replace": "outliers replaced", "drop": "outliers dropped"}
 
 
 class Model(NamedTuple):
@@ -48,52 +47,6 @@ class Model(NamedTuple):
             parts = [part.strip() for part in (arguments or "").split(",")]
         kept = {part.rstrip("/") for part in parts if part and part.split("=")[0] not in _WHERE_IT_RUNS}
         return cls(adapter, name.rstrip("/") or str(path.parent), frozenset(kept))
-
-
-class Ground(NamedTuple):
-    """What two measurements must have in common for their values to compare."""
-
-    task: str
-    modality: str
-    documents: tuple[str, ...]
-    """Their ids, sorted."""
-    text: str
-    """Which part of each document's text was counted."""
-    placement: str
-    outliers: str
-    layers: int
-    """K, decoder layers."""
-    hidden_size: int | None
-    """d, dimensions; the first version did not note them."""
-
-    def plain(self) -> dict[str, Any]:
-        """Each part as a string or a number; of the documents their number and a digest."""
-        digest = hashlib.sha256("\n".join(self.documents).encode()).hexdigest()[:8]
-        return self._asdict() | {"documents": len(self.documents), "document_set": digest}
-
-    def facts(self) -> dict[str, str]:
-        """Each part in a few words, as a reader meets it."""
-        plain = self.plain()
-        return {
-            "task": f"task {self.task}",
-            "modality": f"modality {self.modality}",
-            "documents": "{documents} documents (set {document_set})".format(**plain),
-            "text": self.text,
-            "placement": f"placement {self.placement}",
-            "outliers": _OUTLIERS.get(self.outliers, f"outlier rule {self.outliers}"),
-            "layers": f"{self.layers} layers",
-            "hidden_size": f"{self.hidden_size or 'unknown'} dimensions",
-        }
-
-
-def differences(one: Ground, other: Ground) -> list[str]:
-    """Why values of `one` do not compare with those of `other`, in words; empty where they do."""
-    own, others = one.facts(), other.facts()
-    return [
-        f"{own[field]}, not {others[field]}"
-        for field in Ground._fields
-        if getattr(one, field) != getattr(other, field)
-    ]
 
 
 @dataclass(frozen=True)
@@ -186,6 +139,8 @@ def read_runs(folders: Iterable[Path], same_models: Mapping[str, str] | None = N
                 scores.append(_of_vlmevalkit(vlmevalkit.read(path, same), path))
         except MIRError as error:
             faults.append(str(error))
+    records.sort(key=lambda record: record.date)
+    scores.sort(key=lambda of: of.date)
     whole = {(r.model, r.task, of) for r in records if r.ground for of in (r.date, r.mir)}
     records = [
         r
@@ -223,7 +178,6 @@ def read_record(path: Path) -> Record:
     """
     report = read_side_file(path)
     rows = {document.id: document.row for document in report.documents}
-    limit, counted = (report.settings.get(key) for key in ("mir_text_limit", "mir_text_rows"))
     fast = report.mir_published_fast
     return Record(
         path=path,
@@ -234,17 +188,7 @@ def read_record(path: Path) -> Record:
         mir_stderr=report.mir_stderr,
         mir_published_fast=None if math.isnan(fast) else fast,
         **{name: getattr(report, name) for name in _CAPTIONS},
-        ground=Ground(
-            task=report.task,
-            modality=report.modality,
-            documents=tuple(sorted(rows)),
-            text=(f"first {limit} words" if limit else "whole texts")
-            + (f", first {counted} tokens" if counted else ""),
-            placement=report.placement,
-            outliers=report.outliers,
-            layers=len(report.layers),
-            hidden_size=report.hidden_size,
-        ),
+        ground=ground_of(report),
         result=report,
         rows=rows,
         details={

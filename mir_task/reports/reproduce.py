@@ -81,6 +81,10 @@ class Row(NamedTuple):
             reasons.append(f"placement {ground.placement}, not {wanted.placement}")
         if wanted.documents not in (None, documents):
             reasons.append(f"{documents} documents, not {wanted.documents}")
+        if ground.outliers != "replace":
+            reasons.append(f"outliers by the rule {ground.outliers}, not replace")
+        if ground.text.endswith("tokens"):
+            reasons.append(f"{ground.text}, not all tokens of the text")
         return ", ".join(reasons)
 
     @property
@@ -130,7 +134,12 @@ def rows_of(entry: Entry, records: Iterable[Record] = (), absent: str = "") -> l
         if len(fitting) == 1:
             rows.append(Row(entry.name, published, fitting[0]))
         else:
-            why = f"its run measured {', '.join(of_task)}: name the `task` of `published`"
+            have = f"its run measured {', '.join(of_task)}"
+            why = (
+                f"{have}: name the `task` of `published`"
+                if published.task is None
+                else f"{have}, not {published.task}, the `task` of `published`"
+            )
             rows.append(Row(entry.name, published, absent=absent or why))
     return rows
 

@@ -20,6 +20,8 @@ class MeasuredDocument(BaseModel):
     id: str
     row: int
     """Position in the draw, from which its group follows."""
+    text_sha256: str = ""
+    """Of its text as the data set has it, 16 hexadecimal digits; empty where it was not noted."""
 
 
 class SideFile(MIRResult):

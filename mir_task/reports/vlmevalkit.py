@@ -133,12 +133,11 @@ def _of_table(rows: list[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, ...], 
     numeric = [name for name in numeric if name.casefold() not in counts]
     whole_rows = [row for row in rows if any(_text(row[name]) in _OVERALL for name in labels)]
     whole = [name for name in numeric if name.casefold() in _OVERALL]
+    # Of several overall rows, such as one a split, the other labels tell which is which.
+    plain = _UNNAMED | _OVERALL if whole_rows else _UNNAMED
+    named = labels if len(whole_rows) != 1 else []
     for row in whole_rows or rows:
-        of_row = (
-            ()
-            if whole_rows
-            else tuple(str(row[name]) for name in labels if _text(row[name]) not in _UNNAMED)
-        )
+        of_row = tuple(str(row[name]) for name in named if _text(row[name]) not in plain)
         for name in whole or numeric:
             if (number := _number(row[name])) is not None:
                 yield (*of_row, name), number

@@ -112,9 +112,16 @@ def file_name(document_id: str) -> str:
 
 
 def document_files(folder: Path) -> dict[str, Path]:
-    """Files of documents in a folder, by the documents' ids."""
-    paths = (path for path in sorted(folder.glob(f"*{SUFFIX}")) if not path.name.startswith("."))
-    return {unquote(path.name.removesuffix(SUFFIX)): path for path in paths}
+    """Files of documents in a folder, by the documents' ids.
+
+    Raises:
+        MIRError: two are of one id.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if not path.name.startswith("."):
+            add_documents(files, {unquote(path.name.removesuffix(SUFFIX)): path})
+    return files
 
 
 def find(folders: Sequence[Path]) -> Stored:
@@ -139,7 +146,7 @@ def find(folders: Sequence[Path]) -> Stored:
 
 
 def add_documents(files: dict[str, Path], more: Mapping[str, Path]) -> None:
-    """Add documents of another folder.
+    """Add documents, such as those of another folder.
 
     Raises:
         MIRError: one is there already.

@@ -147,9 +147,9 @@ def _share(stored: Stored) -> Iterator[Document]:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise MIRError(f"device {device!r} is none of torch's: {error}") from None
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise MIRError(f"device {str(device)!r} cannot be used here: {error}") from None
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

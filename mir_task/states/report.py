@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from mir_task.files import versions
 from mir_task.reports.report import write_report
@@ -18,7 +19,7 @@ def write(measured: Measured, folder: Path) -> list[Path]:
     report = {
         "task": measured.name,
         "model": manifest.engine,
-        "model_args": "",
+        "model_args": f"fingerprint={manifest.fingerprint}" if manifest.fingerprint else "",
         "model_name": manifest.model,
         "adapter": "mir_task.states",
         "settings": measured.settings.keys(),
@@ -26,9 +27,10 @@ def write(measured: Measured, folder: Path) -> list[Path]:
         **measurement.report(manifest.modality),
     }
     date = time.strftime("%Y%m%d_%H%M%S")
-    stem = folder / f"{date}_mir_{measured.name}"
+    name = quote(measured.name, safe=" +,;=@()[]")  # it may be an id with a slash
+    stem = folder / f"{date}_mir_{name}"
     try:
         return write_report(stem, measurement.result, report, measurement.sample())
     except FileExistsError:
-        stem = folder / f"{date}_{time.time_ns() % 10**9:09}_mir_{measured.name}"
+        stem = folder / f"{date}_{time.time_ns() % 10**9:09}_mir_{name}"
         return write_report(stem, measurement.result, report, measurement.sample())

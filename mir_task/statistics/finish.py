@@ -142,13 +142,14 @@ def _joined(parts: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
     return {group: torch.cat([part[group] for part in parts if group in part]) for group in groups}
 
 
-def groups_to_leave_out(known: Iterable[KnownLayer], groups: int) -> list[int] | str:
+def groups_to_leave_out(known: Iterable[KnownLayer], groups: int, rule: str) -> list[int] | str:
     """The groups of the jackknife, or why there is no standard error: for a person to read."""
     for layer in known:
         for modality, tokens in zip(MODALITIES, layer, strict=True):
             if len(tokens.groups) < groups:
                 return f"{groups - len(tokens.groups)} of its {groups} groups of documents are empty"
-            if any(tokens.without(group).tokens < 2 for group in range(groups)):
+            left = (tokens.without(group) for group in range(groups))
+            if any(of.tokens - (of.outliers if rule == "drop" else 0) < 2 for of in left):
                 return f"without one of its {groups} groups fewer than two {modality} tokens are left"
     return list(range(groups))
 

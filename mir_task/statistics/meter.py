@@ -9,6 +9,7 @@ from mir_task.errors import MIRError
 from mir_task.metric.definition import (
     ComputedLayer,
     as_rows,
+    check_dtype,
     check_outlier_rule,
     check_rows,
     result_of_layers,
@@ -77,6 +78,9 @@ class MIRMeter:
         extras: Collection[str] = (),
     ) -> None:
         check_outlier_rule(outliers)
+        check_dtype(dtype)
+        if numbers is not None and len(set(numbers)) < len(numbers):
+            raise MIRError(f"numbers must be of different layers, got {list(numbers)}")
         if groups < 0 or groups == 1:
             raise MIRError(f"groups must be 0 (no standard error) or at least 2, got {groups}")
         if unknown := set(extras) - EXTRAS.keys():
@@ -94,8 +98,8 @@ class MIRMeter:
         """Mean vision and text rows [d] of each document, by layer, where a measure needs them."""
         self.measured: dict[int, ComputedLayer] = {}
         """Layers that the first pass has measured, where this is a second one."""
-        self._first: frozenset[DocumentId] | None = None
-        """Documents of the first pass, where this is a second one."""
+        self._first: dict[DocumentId, int] | None = None
+        """Group of each document of the first pass, where this is a second one."""
         self._learned: tuple[dict[int, KnownLayer], dict[int, ComputedLayer]] | None = None
         """What a second pass is to know, once one was asked for."""
         self._dimensions: list[int] = []
@@ -124,12 +128,13 @@ class MIRMeter:
             vision_rows: one tensor, or numpy array, [vision tokens, d] a decoder layer.
             text_rows: one tensor [text tokens, d] a decoder layer.
             group: position of the document in the draw; its group is this modulo `groups`. The number
-                of documents counted before it when None.
+                of documents counted before it when None, and in a second pass its group of the first.
 
         Raises:
-            MIRError: the document was counted before, its rows hold NaN or infinity (document and
-                layer are named), its layers have different numbers of tokens, or they do not fit those
-                counted so far.
+            MIRError: the document was counted before, or in another group in the first pass, its rows
+                hold NaN or infinity (document and layer are named), its layers have different numbers
+                of tokens, they do not fit those counted so far, or there is no token of a modality and
+                an extra takes each document's mean.
         """
         self._check_open([document_id])
         try:
@@ -142,13 +147,13 @@ class MIRMeter:
             self._check_layers(numbers, rows)
             by_layer = (dict(zip(numbers, parts, strict=True)) for parts in rows)
             norms = token_norms(dict(zip(MODALITIES, by_layer, strict=True)))
+            group = self._group(document_id, group)
         except MIRError as error:
             raise MIRError(f"document {document_id!r}: {error}") from None
         self._dimensions = [part.shape[1] for part in rows[0]]
         kept = map(self._norms.together, norms.values())
         pairs = zip(zip(*rows, strict=True), zip(*kept, strict=True), strict=True)
         layers = dict(zip(numbers, pairs, strict=True))
-        group = (len(self.documents) if group is None else group) % max(self.options.groups, 1)
         if not self.known:
             self.tokens.add(document_id, layers)
         for number, of_layer in self.sums.items():
@@ -213,7 +218,7 @@ class MIRMeter:
         known, measured = self._learned
         numbers = self.numbers or tuple(range(1, len(self._dimensions) + 1))
         again = MIRMeter(numbers=numbers, known=known, **self.options._asdict())
-        again.measured, again._first = measured, frozenset(self.documents)
+        again.measured, again._first = measured, dict(self.documents)
         return again
 
     def compute(self, progress: Bar = lambda layers: layers) -> MIRResult:
@@ -236,7 +241,7 @@ class MIRMeter:
                 "there was no room to keep the rows of all layers: count the documents once more by the "
                 "meter that second_pass() returns, or raise memory (GiB)"
             )
-        if self._first is not None and (differing := self._first ^ self.documents.keys()):
+        if self._first is not None and (differing := self._first.keys() ^ self.documents.keys()):
             raise MIRError(
                 f"the second pass must count the documents of the first; {len(differing)} were counted "
                 f"in one of them only, such as {min(differing, key=str)!r}"
@@ -261,11 +266,21 @@ class MIRMeter:
     def _distances(
         self, layers: dict[int, Layer], known: Mapping[int, KnownLayer], bar: Bar = lambda layers: layers
     ) -> dict[int, ComputedLayer]:
-        left_out = groups_to_leave_out(known.values(), self.options.groups)
+        left_out = groups_to_leave_out(known.values(), self.options.groups, self.options.outliers)
         groups = list(self.documents.values())
         return distances(
             layers, known, groups, [] if isinstance(left_out, str) else left_out, self.options, bar=bar
         )
+
+    def _group(self, document_id: DocumentId, row: int | None) -> int:
+        """The group of a document that is to be counted next; that of the first pass in a second."""
+        before = (self._first or {}).get(document_id)
+        if row is None:
+            row = len(self.documents) if before is None else before
+        group = row % max(self.options.groups, 1)
+        if before not in (None, group):
+            raise MIRError(f"its group is {group} (row {row}), and was {before} in the first pass")
+        return group
 
     def _check_open(self, documents: Collection[DocumentId]) -> None:
         """Raise MIRError where no document, or none of these, can be counted any more."""
@@ -286,6 +301,11 @@ class MIRMeter:
                 f"{len(self._dimensions)} of {self._dimensions[0]}: one meter counts one model"
             )
         for modality, parts in zip(MODALITIES, rows, strict=True):
+            if len(parts[0]) == 0 and need(self.options.extras, "means"):
+                raise MIRError(
+                    f"it has no {modality} tokens, and of the extras {', '.join(self.options.extras)} "
+                    "some take the mean of each document's"
+                )
             for number, part in zip(numbers, parts, strict=True):
                 if len(part) != len(parts[0]):
                     raise MIRError(

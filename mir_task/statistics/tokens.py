@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mir_task.errors import MIRError
 from mir_task.statistics.memory import GIB, Pieces, free
 from mir_task.statistics.sample import SAMPLE, SampleChoice, priorities
 
@@ -177,7 +178,11 @@ class FirstPass:
     def _make_room(self, device: torch.device, coming: Mapping[int, int]) -> None:
         """Forget rows of the highest layers on a device, so that bytes that come have room."""
         if device not in self._room:
-            memory = self.memory[device] if isinstance(self.memory, Mapping) else self.memory
+            by_device = self.memory if isinstance(self.memory, Mapping) else {device: self.memory}
+            if device not in by_device:
+                have = ", ".join(map(str, by_device))
+                raise MIRError(f"rows came on {device}, and memory has GiB for {have} only")
+            memory = by_device[device]
             self._room[device] = free(device) / 2 if memory is None else memory * GIB
         needed = {}
         for number, pair in self.layers.items():

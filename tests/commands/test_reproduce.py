@@ -122,6 +122,22 @@ def test_a_verdict_is_of_like_with_like(tmp_path, wanted, verdict, obstacle) -> 
     assert (f"a does not compare: {obstacle}." in markdown([row])) == bool(obstacle)
 
 
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({"outliers": "drop"}, "outliers by the rule drop, not replace"),
+        (
+            {"settings": {"mir_text_rows": 5}},
+            "whole texts, first 5 tokens, not all tokens of the text",
+        ),
+    ],
+)
+def test_a_run_by_another_rule_matches_nothing(tmp_path, changes, obstacle) -> None:
+    entry = Entry.model_validate({"name": "a", "published": published(2.0414)})
+    (row,) = rows_of(entry, record(tmp_path, **changes))
+    assert (row.verdict, row.obstacle) == ("does not compare", obstacle)
+
+
 def test_a_value_that_nobody_published_stands_alone(tmp_path) -> None:
     (row,) = rows_of(Entry(name="a"), record(tmp_path))
     assert (row.verdict, row.plain()["mir"]) == ("nothing published", pytest.approx(2.0))
@@ -135,6 +151,7 @@ def test_several_tasks_of_a_run_are_told_apart_by_name(tmp_path) -> None:
     rows = rows_of(Entry.model_validate({"name": "a", "published": of_each}), records)
     assert [row.record and row.record.task for row in rows] == ["mir_two", None, None]
     assert rows[1].absent == "its run measured mir_one, mir_two: name the `task` of `published`"
+    assert rows[2].absent.endswith("mir_one, mir_two, not mir_three, the `task` of `published`")
 
 
 @pytest.mark.parametrize("name", ["paper", "presft"])

@@ -302,3 +302,15 @@ def test_rows_of_other_types_are_refused_by_name(rows, message: str) -> None:
         modality_integration_rate(rows, [torch.ones(2, 2)])
     with pytest.raises(MIRError, match=f"document 'a': {message}"):
         MIRMeter().update("a", rows, [torch.ones(2, 2)])
+
+
+def test_views_of_arrays_and_dtypes_of_the_root() -> None:
+    random = np.random.default_rng(0)
+    vision, text = random.normal(size=(40, 4)), random.normal(size=(40, 4)) + 1
+    wanted = modality_integration_rate([vision], [text]).mir
+    found = modality_integration_rate([vision[::-1]], [text[::-1]]).mir
+    assert found == pytest.approx(wanted, abs=1e-12)
+    with pytest.raises(
+        MIRError, match="dtype must be None, torch.float32 or torch.float64, got torch.bfloat16"
+    ):
+        modality_integration_rate([vision], [text], dtype=torch.bfloat16)

@@ -113,6 +113,19 @@ def test_paths_of_this_machine_reach_no_card(tmp_path) -> None:
     assert "type: mir_demo\n" in printed
 
 
+def test_a_card_tells_of_one_way_of_loading_and_of_data_on_the_hub(tmp_path, monkeypatch) -> None:
+    measured(tmp_path / "out", 2.0, "mir_two")
+    arguments = "pretrained=org/a-7b,load_in_4bit=True"
+    measured(tmp_path / "out", 3.9, model_args=arguments, date="20270101_000000")
+    printed = card(tmp_path / "out")
+    assert printed.exit_code == 1
+    assert "org/a-7b was loaded in 2 ways for its tasks: llava_hf load_in_4bit=True" in printed.output
+    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    measured(tmp_path / "own", 2.0, settings={**TEXTVQA, "mir_media_dataset": "data/pictures"})
+    assert "data/pictures" not in card(tmp_path / "own").output
+
+
 def test_what_is_not_there_is_told(tmp_path) -> None:
     readme = tmp_path / "README.md"
     assert "no side file, <date>_mir_<task>.json, is there" in card(tmp_path).output

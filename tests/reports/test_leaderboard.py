@@ -3,13 +3,16 @@
 import csv
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from mir_task import MIRError
 from mir_task.commands.cli import main
+from mir_task.reports.compare import compare
 from mir_task.reports.correlation import ENOUGH, correlation
 from mir_task.reports.leaderboard import as_csv, board
 from mir_task.reports.records import read_runs
@@ -174,7 +177,9 @@ def test_nothing_to_rank_is_one_message(tmp_path) -> None:
 
 
 def rows_of(mir, scores):
-    return [{"mir": x, "benchmarks": {"b": y}} for x, y in zip(mir, scores, strict=True)]
+    plain = {"adapter": "llava_hf", "arguments": "", "date": "20260101", "other_arguments": {}}
+    pairs = enumerate(zip(mir, scores, strict=True))
+    return [{"model": f"m{n}", "mir": x, "benchmarks": {"b": y}, **plain} for n, (x, y) in pairs]
 
 
 def test_correlations_are_scipys_with_a_fixed_interval() -> None:
@@ -209,6 +214,48 @@ def test_few_models_have_no_interval(n, value, interval) -> None:
         assert (found[name]["interval"] is not None) == interval
     assert f"n = {n}" in found["words"]
     assert correlation(rows_of(range(12), [1.0] * 12), "b")["kendall"]["value"] is None
+
+
+def test_runs_again_and_scores_of_other_arguments_count_once() -> None:
+    rows = rows_of(range(12), [x * x - 5 * x for x in range(12)])
+    wanted = correlation(rows, "b")
+    again = [{**row, "date": "20250101", "mir": row["mir"] - 9} for row in rows]
+    assert correlation(again + rows, "b") == wanted == correlation(rows + again, "b")
+    starred = {**rows[3], "arguments": "load_in_4bit=True", "other_arguments": {"b": "x"}, "mir": 99}
+    assert correlation([*rows, starred], "b") == wanted
+    own = {**rows[3], "arguments": "revision=step100", "mir": 99}
+    assert correlation([*rows, own], "b")["n"] == 13
+
+
+def test_documents_of_one_id_and_other_texts_are_not_ranked_together(tmp_path) -> None:
+    settings = {"mir_media_dataset": "/a/coco", "mir_media_split": "train", "mir_media_column": "image"}
+
+    def run(name: str, text: str | None, **changes: Any) -> None:
+        documents = [{"id": str(n), "row": n} for n in range(10)]
+        if text:
+            documents = [{**each, "text_sha256": f"{text}{each['id']}"} for each in documents]
+        path = tmp_path / name
+        runs.side_file(path, name, runs.result(3), settings=settings | changes.pop("settings", {}))
+        content = json.loads(next(path.glob("*_mir_*")).read_text())
+        next(path.glob("*_mir_*")).write_text(json.dumps(content | {"documents": documents}))
+
+    def groups() -> list[list[str]]:
+        return [[row["model"] for row in group["rows"]] for group in made(tmp_path)["groups"]]
+
+    run("a", "x")
+    run("b", "x", settings={"mir_media_dataset": "/b/coco"})  # the same folder of another machine
+    run("old", None)
+    assert sorted(groups()[0]) == ["a", "b", "old"]
+    run("other-text", "y")
+    run("other-split", "x", settings={"mir_media_split": "val"})
+    found = groups()
+    assert sorted(map(sorted, found)) == [["a", "b"], ["old"], ["other-split"], ["other-text"]]
+    for group in made(tmp_path)["groups"][1:]:
+        assert "other texts or another data set under the same ids" in group["apart"]
+    records = {record.model.name: record for record in read_runs([tmp_path]).records}
+    with pytest.raises(MIRError, match="other texts or another data set under the same ids"):
+        compare(records["a"], records["other-text"])
+    assert compare(records["a"], records["old"]).difference == 0
 
 
 def test_captions_are_columns_and_are_laid_beside_benchmarks(tmp_path) -> None:

@@ -319,6 +319,11 @@ class TestRows:
         assert code == 1
         assert "one_mir_mir_x.json holds no tokens" in message
         assert "set mir_sample_rows: 300" in message
+        for name, content in (("empty", b""), ("cut", rows.read_bytes()[:200])):
+            (tmp_path / f"{name}.npz").write_bytes(content)
+            code, message = refused("--tokens", tmp_path / f"{name}.npz", *to)
+            assert code == 1
+            assert f"{name}.npz holds no tokens" in message
         assert refused("--tokens", rows, "--layers", "1,x", *to)[0] == 2
 
     def test_without_scikit_learn(self, rows, tmp_path, monkeypatch) -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from mir_task import DocumentStates, MIRError, from_states, modality_integration_rate, write_states
+from mir_task.commands.cli import main
+from mir_task.reports.leaderboard import board
+from mir_task.reports.records import read_runs
 from mir_task.states.norm import FinalNorm, NormKind
 
 IMAGE = 7
@@ -193,6 +197,12 @@ class TestMixedModels:
         assert "document 'd" in (said := refusal([folder, folder]))
         assert "is stored twice: " in said
 
+    def test_two_files_of_one_id(self, folder) -> None:
+        documents = folder / "documents"
+        (documents / "d3.safetensors").rename(documents / "d 3.safetensors")
+        (documents / "d4.safetensors").rename(documents / "d%203.safetensors")
+        assert "document 'd 3' is stored twice: " in refusal(folder)
+
 
 class TestFolders:
     def test_empty(self, tmp_path) -> None:
@@ -263,7 +273,12 @@ class TestFolders:
         ({"outlier": "drop"}, "outlier is no key (did you mean outliers?)"),
         ({"host_memory": 1e-9}, "raise host_memory or accelerator_memory"),
         ({"vision_token_ids": [1]}, "vision_token_ids goes with checkpoint"),
-        ({"device": "quantum"}, "device 'quantum' is none of torch's"),
+        ({"device": "quantum"}, "device 'quantum' cannot be used here"),
+        pytest.param(
+            {"device": "cuda:99"},
+            "device 'cuda:99' cannot be used here",
+            marks=pytest.mark.skipif(torch.cuda.device_count() > 99, reason="100 GPUs"),
+        ),
     ],
 )
 def test_settings(folder, setting, said) -> None:
@@ -414,3 +429,19 @@ class TestWriting:
                 last_layer="after_norm",
                 vision_token_ids=[7],
             )
+
+
+def test_checkpoints_of_one_name_and_tasks_with_a_slash_are_told_apart(folder, tmp_path) -> None:
+    for n in range(2):
+        manifest(folder, fingerprint=f"step-{n}", task="org/set")
+        for path in (folder / "documents").iterdir():
+            save_file(load_file(path), path, {"fingerprint": f"step-{n}"})
+        arguments = ["states", str(folder), "--groups", "0", "--output_path", str(tmp_path / "out")]
+        printed = CliRunner().invoke(main, arguments)
+        assert printed.exit_code == 0, printed.output
+    (group,) = board(read_runs([tmp_path / "out"]))["groups"]
+    assert group["task"] == "org/set"
+    assert sorted(row["arguments"] for row in group["rows"]) == [
+        "fingerprint=step-0",
+        "fingerprint=step-1",
+    ]

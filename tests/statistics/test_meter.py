@@ -216,6 +216,73 @@ def test_a_first_pass_ends_when_a_second_one_is_asked_for() -> None:
         first.compute()
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_groups_of_a_second_pass_are_those_of_the_first(merged: bool) -> None:
+    docs = list(enumerate(stream("plain", 0)))
+    wanted = again(metered(docs, memory=0.0, groups=5), docs, {}).compute()
+    first = metered(docs, memory=0.0, groups=5)
+    seconds = [first.second_pass() for _ in range(1 + merged)]
+    for number, (_, document) in enumerate(random.Random(0).sample(docs, len(docs))):
+        seconds[number % len(seconds)].update(*document)  # no group: the order would give another
+    if merged:
+        seconds[0].merge(seconds[1])
+    found = seconds[0].compute()
+    assert found.mir == pytest.approx(wanted.mir, abs=1e-9)
+    assert found.mir_stderr == pytest.approx(wanted.mir_stderr, rel=1e-6)
+    with pytest.raises(MIRError, match=r"'d3': its group is 4 \(row 4\), and was 3 in the first pass"):
+        first.second_pass().update(*docs[3][1], group=4)
+
+
+def test_a_document_without_tokens_has_no_mean() -> None:
+    docs = documents(6)
+    meter = metered(enumerate(docs), extras=("neighbours", "cka"))
+    before = meter.compute()
+    none = [rows[:0] for rows in docs[0][1]]
+    with pytest.raises(
+        MIRError, match="'new': it has no vision tokens, and of the extras neighbours, cka"
+    ):
+        meter.update("new", none, docs[0][2])
+    assert meter.compute() == before
+    plain = metered(enumerate(docs))
+    plain.update("new", none, docs[0][2])
+    assert len(plain) == 7
+
+
+def test_outliers_that_are_dropped_leave_too_few_for_a_standard_error() -> None:
+    torch.manual_seed(0)
+    far = [1e4 * torch.ones(2, DIMENSIONS)], [torch.randn(40, DIMENSIONS)]
+    near = [torch.randn(300, DIMENSIONS)], [torch.randn(40, DIMENSIONS)]
+    meter = metered(enumerate([("near", *near), ("far", *far)]), outliers="drop", groups=2)
+    result = meter.compute()
+    assert result.layers[0].vision_outliers == 2
+    assert result.mir_stderr is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"dtype": torch.float16},
+            "dtype must be None, torch.float32 or torch.float64, got torch.float16",
+        ),
+        ({"numbers": [1, 1, 2]}, r"numbers must be of different layers, got \[1, 1, 2\]"),
+    ],
+)
+def test_arguments_that_do_not_fit(settings, said) -> None:
+    with pytest.raises(MIRError, match=said):
+        MIRMeter(**settings)
+
+
+def test_a_device_without_memory_and_layers_without_one_from_1_on_are_told() -> None:
+    _, vision, text = documents(1)[0]
+    with pytest.raises(MIRError, match="rows came on cpu, and memory has GiB for cuda:0 only"):
+        MIRMeter(memory={torch.device("cuda:0"): 1.0}).update("a", vision, text)
+    meter = MIRMeter(numbers=[0])
+    meter.update("a", vision[:1], text[:1])
+    with pytest.raises(MIRError, match="no decoder layer was measured"):
+        meter.compute()
+
+
 def test_a_second_pass_of_other_documents_is_refused() -> None:
     docs = list(enumerate(stream("plain", 0)))
     second = metered(docs, memory=0.0).second_pass()
