@@ -66,7 +66,8 @@ def test_the_difference_of_two_sums_that_differ_little(kind: str, dtype: torch.d
         difference = spectrum.difference(changed, found.coarse)
         assert difference == pytest.approx(truth[0] - truth[1], rel=1e-2)
     assert len(found.coarse.shifts) == (12 if dtype == torch.float64 else 10)
-    assert spectrum.difference(matrix, found.coarse) == pytest.approx(0, abs=1e-12)
+    # Log-determinants of the same matrix differ in rounding from one processor's kernels to another's.
+    assert spectrum.difference(matrix, found.coarse) == pytest.approx(0, abs=1e-12 * truth[1])
     assert spectrum.difference(-matrix, found.coarse) is None
     assert not found.coarse.fits(matrix[:-1, :-1])
 
