@@ -47,7 +47,7 @@ def together(docs: Documents, *, kept: bool, outliers: str) -> MIRResult:
     groups = list(first.documents.values())
     known = learn(of_first.layers, groups, of_first.choices, first.options, CONNECTED)
     second = first if kept else fill(MIRMeter(known=known, **settings), docs)
-    left_out = groups_to_leave_out(known.values(), 5)
+    left_out = groups_to_leave_out(known.values(), 5, outliers)
     layers = {number: second.layer(number) for number in (0, 1, 2)}
     measured = distances(layers, known, groups, left_out, first.options, CONNECTED)
     assert not layers
