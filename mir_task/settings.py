@@ -165,6 +165,10 @@ _PLAIN = {
 """What pydantic says, and how someone says it who writes YAML."""
 
 
+_OF_A_SET = ("media_split", "media_config", "text_split", "text_config")
+"""Which part of a data set is read; null takes back what a `mir_base` names, as for a folder."""
+
+
 class Settings(MeasureSettings):
     """What a MIR task measures, how, and on which documents.
 
@@ -213,8 +217,9 @@ class Settings(MeasureSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _column_of_the_modality(cls, keys: dict[str, Any]) -> dict[str, Any]:
-        return {"media_column": keys.get("modality", "image"), **keys}
+    def _defaults(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        given = {key: value for key, value in keys.items() if value is not None or key not in _OF_A_SET}
+        return {"media_column": keys.get("modality", "image"), **given}
 
     @model_validator(mode="after")
     def _gain_of_pairs(self) -> Self:

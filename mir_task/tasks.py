@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mir_task.errors import MIRError, did_you_mean
-from mir_task.settings import BASE, PREFIX
+from mir_task.settings import BASE, PREFIX, Settings
 
 _INSTALLED = Path(__file__).parent / "task_configs"
 TASK_CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "task_configs"
@@ -135,25 +135,39 @@ def is_mir_file(path: Path) -> bool:
         config = _read(path)
     except MIRError:  # the harness tells what is wrong with it
         return False
-    included = config.get("include") or []
-    others = [included] if isinstance(included, str) else included
-    return (
-        bool(mir_keys(config))
-        or str(config.get("class", "")).endswith("MIRTask")
-        or any(is_mir_file(path.parent / other) for other in others)
-    )
+    return bool(mir_keys(config)) or str(config.get("class", "")).endswith("MIRTask")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file's content, with that of the files it includes, as lmms-eval reads them."""
     try:
         config = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise MIRError(
             f"{path.absolute()} is no YAML that can be read: {' '.join(str(error).split())}"
         ) from error
-    return config if isinstance(config, dict) else {}
+    own = config if isinstance(config, dict) else {}
+    included = own.pop("include", None) or []
+    found: dict[str, Any] = {}
+    for name in reversed([included] if isinstance(included, str) else included):
+        other = Path(name) if Path(name).is_file() else path.parent / name
+        if other in within:
+            raise MIRError(f"include goes round in a circle: {' -> '.join(map(str, [*within, other]))}")
+        found |= _read(other, (*within, other))
+    return found | own
 
 
 def mir_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `mir_*` keys of a configuration."""
     return {key: value for key, value in config.items() if str(key).startswith(PREFIX)}
+
+
+def check_other_keys(config: Mapping[str, Any], of_the_harness: Collection[str]) -> None:
+    """Raise MIRError for keys that are neither of MIR nor of the harness, such as `documents`."""
+    of_mir = [f"{PREFIX}{key}" for key in Settings.model_fields]
+    for key in config:
+        if not str(key).startswith(PREFIX) and key not in of_the_harness:
+            hint = did_you_mean(key, [*of_mir, BASE, *of_the_harness])
+            raise MIRError(
+                f"task {config['task']}: {key!r} is no key of a task{hint}; MIR's begin with {PREFIX}"
+            )

@@ -130,6 +130,10 @@ def zoo(
                     f"{', '.join(names)}"
                 )
         runs = [run for run in runs if run.name in only]
+    if print_commands and options["gpus"]:
+        raise click.UsageError(
+            "--print_commands goes without --gpus: what runs the commands gives each its GPU"
+        )
     if print_commands:
         click.echo("\n".join(shell_commands(models, runs, _given(click.get_current_context()))))
         return

@@ -6,6 +6,7 @@ file that says why.
 """
 
 import contextlib
+import fnmatch
 import os
 import re
 import shutil
@@ -46,6 +47,17 @@ class _Results(BaseModel):
 
     results: dict[str, dict[str, Any]]
     group_subtasks: dict[str, Any] = Field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def has(self, wanted: str) -> bool:
+        """Whether there are results of a task, group, tag or file, or of some that a pattern names."""
+        if Path(wanted).suffix in (".yaml", ".yml"):
+            return bool(self.results)
+        tags = (config.get("tag") or () for config in self.configs.values())
+        tagged = {tag for of in tags for tag in ([of] if isinstance(of, str) else of)}
+        groups = {name for name, tasks in self.group_subtasks.items() if tasks}
+        measured = {name for name, scores in self.results.items() if scores}
+        return any(fnmatch.fnmatch(name, wanted) for name in measured | groups | tagged)
 
 
 class Outcome(NamedTuple):
@@ -260,8 +272,8 @@ def whole_results(folder: Path, run: Run) -> dict[str, dict[str, Any]]:
     if not paths:
         raise MIRError("it wrote no results")
     written = parsed(_Results, paths[-1], "results file of the harness")
-    results, groups = written.results, written.group_subtasks
-    missing = [task for task in run.tasks if not (results.get(task) or groups.get(task))]
+    results = written.results
+    missing = [task for task in run.tasks if not written.has(task)]
     if missing:
         raise MIRError(f"its results have no {', '.join(missing)}")
     for task, scores in results.items():

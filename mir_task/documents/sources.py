@@ -301,7 +301,7 @@ def _read_hub(path: str, source: Source) -> Table:
     if Path(path).is_dir() and isinstance(builder, FolderBasedBuilder):
         raise MIRError(
             f"{path} holds files and no rows: leave out mir_{source.role}_split and "
-            f"mir_{source.role}_config to read it as a folder"
+            f"mir_{source.role}_config to read it as a folder (null, where a mir_base names them)"
         )
     if not files:  # a copy in the cache of the Hub's client, read offline
         return _Hub(datasets.load_dataset(path, source.config, split=source.split))

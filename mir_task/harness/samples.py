@@ -145,7 +145,9 @@ def samples(
     place = plan.choose_places(devices, plan.shape(adapter.decoder), room, 0)
     for note in place.notes:
         logger.warning(f"{task.name}: {note}")
-    settings = task.settings.model_copy(update={"mir_on_error": "stop"})
+    # A sample has as many documents as it is said to have; nothing is told of their captions.
+    alone = {"on_error": "stop", "caption_ppl": False, "caption_gain": False}
+    settings = task.settings.model_copy(update=alone)
     left, passes = sorted(devices), 0
     while left:
         meter = MIRMeter(

@@ -12,11 +12,11 @@ from lmms_eval.api.task import ConfigurableTask, TaskConfig
 from mir_task.documents.draw import documents
 from mir_task.documents.media import open_media
 from mir_task.documents.others import row_of_other_medium
-from mir_task.errors import MIRError, did_you_mean
+from mir_task.errors import MIRError
 from mir_task.harness.scores import METRICS, aggregation, higher_is_better, metrics_of, of_document
 from mir_task.result import MIRResult
-from mir_task.settings import BASE, PREFIX, Settings
-from mir_task.tasks import mir_keys, with_base
+from mir_task.settings import Settings
+from mir_task.tasks import check_other_keys, mir_keys, with_base
 
 SPLIT = "test"
 
@@ -59,7 +59,7 @@ class MIRTask(ConfigurableTask):
         if not isinstance(config.get("task"), str):
             raise MIRError(f"a MIR task needs a name, `task: NAME`, which is no {config.get('task')!r}")
         self.settings = Settings.of(f"task {config['task']}", mir_keys(config))
-        _check_other_keys(config)
+        check_other_keys(config, {"class", *_OF_BENCHMARKS, *_MEANT_FOR_MIR})
         self.keys = self.settings.keys()
         """The task's `mir_*` keys, all of them, for what is written of it."""
         self.metrics = metrics_of(self.settings)
@@ -244,18 +244,6 @@ class MIRTask(ConfigurableTask):
     def higher_is_better(self) -> dict[str, bool]:
         """Lower is better, but for caption gain."""
         return higher_is_better(self.metrics)
-
-
-def _check_other_keys(config: dict[str, Any]) -> None:
-    """Raise MIRError for keys that are neither of MIR nor of the harness, such as `documents`."""
-    of_mir = [f"{PREFIX}{key}" for key in Settings.model_fields]
-    of_the_harness = {"class", "include", *_OF_BENCHMARKS, *_MEANT_FOR_MIR}
-    for key in config:
-        if not str(key).startswith(PREFIX) and key not in of_the_harness:
-            hint = did_you_mean(key, [*of_mir, BASE, *of_the_harness])
-            raise MIRError(
-                f"task {config['task']}: {key!r} is no key of a task{hint}; MIR's begin with {PREFIX}"
-            )
 
 
 class FailedTask(MIRTask):

@@ -27,7 +27,7 @@ from mir_task.measuring.calls import media_marks
 from mir_task.measuring.found import Check
 from mir_task.measuring.passes import measure_together
 from mir_task.measuring.plan import device_of
-from mir_task.measuring.processes import on_every_rank, rank, world_size
+from mir_task.measuring.processes import all_gather, on_every_rank, rank, world_size
 from mir_task.measuring.reader import Reader
 from mir_task.result import MIRResult
 from mir_task.settings import MeasureSettings
@@ -76,8 +76,17 @@ def measure(
         chosen = MeasureSettings.of(name, {"placement": "assistant_chat"} | settings, prefix="")
         pairs = pairs if hasattr(pairs, "__getitem__") else list(pairs)
         inner = reading_part(_unwrapped(model))
+        read = _reader_of(chosen.modality, encode)
         with on_every_rank():
-            documents = list(_share(pairs, _reader_of(chosen.modality, encode)))
+            own = _told(pairs, read) if world_size() > 1 else None
+        if own is not None and len(of_all := dict.fromkeys(all_gather(own))) > 1:
+            sizes = ", ".join(str(size) for size, _ in of_all)
+            raise MIRError(
+                f"pairs differ from process to process ({sizes} pairs, or other texts): pass all of "
+                "them to each, in one order; each process measures its share"
+            )
+        with on_every_rank():
+            documents = list(_share(pairs, read))
         make = functools.partial(_Processor, inner, processor, chosen, encode)
         with undisturbed(inner):
             measured = measure_together(make, documents, chosen, name, bars=bars, words=of_keywords)
@@ -169,7 +178,7 @@ class _Processor(Reader):
             [model],
             tokenizer,
             settings,
-            ("assistant_chat",),
+            ("assistant_chat", "user_generate"),
             media_marks(processor),
         )
         self._processor = processor
@@ -213,6 +222,12 @@ def _reader_of(modality: str, encode: Encode | None) -> Callable[[Any], Any]:
     if modality == "image":
         return picture_of
     return lambda medium: str(medium) if isinstance(medium, Path) else medium
+
+
+def _told(pairs: Any, read: Callable[[Any], Any]) -> tuple[int, tuple[str, ...]]:
+    """What tells lists of pairs from one another: their number, and the first, middle and last text."""
+    rows = (0, len(pairs) // 2, len(pairs) - 1) if len(pairs) else ()
+    return len(pairs), tuple(_document(pairs, row, read).text for row in rows)
 
 
 def _share(pairs: Any, read: Callable[[Any], Any]) -> Iterator[Document]:

@@ -22,7 +22,7 @@ from mir_task.measuring.prompts import (
     probe_for,
     spelled_by,
 )
-from mir_task.measuring.seen import Outcome, Rejected, Seen
+from mir_task.measuring.seen import Outcome, Rejected, Seen, why_unreadable
 from mir_task.measuring.sharded import in_step, refuse_unknown_sharding
 from mir_task.settings import TOKENS, MeasureSettings
 
@@ -42,8 +42,8 @@ class Reader:
         placeholders: what the model's processor takes for media, beside the media tokens.
 
     Raises:
-        MIRError: no text decoder is found, or the model is split over processes in a way that is not
-            known.
+        MIRError: no text decoder is found, the placement is none of these, or the model is split over
+            processes in a way that is not known.
     """
 
     def __init__(
@@ -57,6 +57,9 @@ class Reader:
     ) -> None:
         for model in models:
             refuse_unknown_sharding(model)
+        if settings.placement not in (None, *placements):
+            have = ", ".join(placements)
+            raise MIRError(f"{name} has no mir_placement {settings.placement!r}; it has {have}")
         self.name = name
         self.model, *self._replicas = models
         self.tokenizer = tokenizer
@@ -234,7 +237,7 @@ class Reader:
 
     def _learn(self, document: Document, placement: str) -> Outcome:
         """Keep a placement and its template, if the document and a probe in its place show one."""
-        if (unreadable := _unreadable(document)) is not None:
+        if (unreadable := why_unreadable(document)) is not None:
             return unreadable
         call = self._call([document], placement)
         if call.refusal or not call.prefills:
@@ -263,7 +266,7 @@ class Reader:
 
     def _outcomes(self, batch: list[Document], template: Template) -> list[Outcome]:
         """What the model saw of each document of one call."""
-        if unreadable := next(filter(None, map(_unreadable, batch)), None):
+        if unreadable := next(filter(None, map(why_unreadable, batch)), None):
             return [unreadable] * len(batch)
         assert self.placement is not None
         call = self._call(batch, self.placement)
@@ -338,11 +341,3 @@ class Reader:
             )
         cause = "; ".join(call.complaints) or "it reported nothing"
         return f"{self.name} ran no forward of its model ({cause})"
-
-
-def _unreadable(document: Document) -> Rejected | None:
-    if document.fault is not None:
-        return Rejected(document.fault, own=True)
-    if not document.text.strip():
-        return Rejected("the text is empty; give the document a text or leave it out", own=True)
-    return None

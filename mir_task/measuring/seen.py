@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mir_task.capture.prefill import Prefill
+from mir_task.documents.document import Document
 from mir_task.measuring.prompts import Arrival
 
 
@@ -33,6 +34,15 @@ class Rejected(NamedTuple):
 
 
 Outcome = Seen | Rejected
+
+
+def why_unreadable(document: Document) -> Rejected | None:
+    """Why a document cannot be measured by any model, if it cannot."""
+    if document.fault is not None:
+        return Rejected(document.fault, own=True)
+    if not document.text.strip():
+        return Rejected("the text is empty; give the document a text or leave it out", own=True)
+    return None
 
 
 class Caption(NamedTuple):

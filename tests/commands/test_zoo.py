@@ -22,7 +22,7 @@ from mir_task import MIRError
 from mir_task.commands.cli import main
 from mir_task.commands.guard import RUN_VARIABLE, end_run
 from mir_task.commands.zoo import progress_line
-from mir_task.commands.zoo_list import Options, read
+from mir_task.commands.zoo_list import Options, read, run_of
 from mir_task.commands.zoo_runs import Outcome, Zoo, whole_results
 from mir_task.demo.checkpoint import make_llava
 from tests.support.command import BIN
@@ -283,16 +283,70 @@ def test_commands_are_of_one_run_each_however_the_list_is_spelled(models, tmp_pa
     monkeypatch.chdir(models.parent)
     names = [run.name for run in read(models)]
     chosen = [word for name in names for word in ("--only", name)]
-    spelled = ["zoo", f"./{models.name}", "--gpus=0,1", "--retry-failed", *chosen]
+    spelled = ["zoo", f"./{models.name}", "--env=A=b", "--retry-failed", *chosen]
     printed = CliRunner().invoke(main, [*spelled, "--output_path=out", "--print-commands"])
     lines = printed.output.splitlines()
     assert lines == [
-        f"mir-task zoo {models.name} --only {name} --output_path out --gpus 0,1 --retry_failed"
+        f"mir-task zoo {models.name} --only {name} --output_path out --env A=b --retry_failed"
         for name in names
     ]
     for line, name in zip(lines, names, strict=True):  # each is a command that runs that one
         again = CliRunner().invoke(main, [*line.split()[1:], "--dry-run"])
         assert again.output == f"{name}: would run\n"
+    refused = CliRunner().invoke(main, [*spelled, "--output_path=out", "--gpus=0,1", "--print-commands"])
+    assert refused.exit_code == 2
+    assert "--print_commands goes without --gpus" in refused.output
+
+
+def test_a_run_is_another_with_other_files_of_its_tasks_and_checkpoint(tmp_path) -> None:
+    tasks, checkpoint = tmp_path / "tasks", tmp_path / "checkpoint"
+    for folder in (tasks, checkpoint):
+        folder.mkdir()
+    (tasks / "own.yaml").write_text("task: own\n")
+    (checkpoint / "model.safetensors").write_bytes(b"1234")
+    entry = {"model": "a", "tasks": "own", "model_args": f"pretrained={checkpoint},device=cpu"}
+
+    def name() -> str:
+        return run_of({**entry, "include_path": str(tasks)}, "entry 1").name
+
+    names = [name(), name()]
+    assert names[0] == names[1]
+    (tasks / "own.yaml").write_text("task: own\nmir_seed: 7\n")
+    names.append(name())
+    (checkpoint / "model.safetensors").write_bytes(b"12345")
+    names.append(name())
+    (checkpoint / "notes.txt").write_text("nothing that a value depends on")
+    names.append(name())
+    assert len(set(names)) == 3
+    assert names[3] == names[4]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "missing"),
+    [
+        ("mir_demo", None),
+        ("mir_*", None),
+        ("tagged", None),
+        ("group", None),
+        ("my/task.yaml", None),
+        ("mir_coco*", "mir_coco*"),
+        ("mir_demo,mmmu", "mmmu"),
+        ("empty_group", "empty_group"),
+    ],
+)
+def test_tasks_by_pattern_tag_and_file_have_results(tmp_path, tasks, missing) -> None:
+    content = {
+        "results": {"mir_demo": {"mir,none": 1.0}, "vqa": {"acc,none": 0.5}},
+        "configs": {"vqa": {"tag": ["tagged"]}, "mir_demo": {"tag": None}},
+        "group_subtasks": {"group": ["vqa"], "empty_group": []},
+    }
+    (tmp_path / "20260101_000000_results.json").write_text(json.dumps(content))
+    run = run_of({"model": "a", "tasks": tasks}, "entry 1")
+    if missing is None:
+        assert whole_results(tmp_path, run) == content["results"]
+    else:
+        with pytest.raises(MIRError, match=f"its results have no {re.escape(missing)}$"):
+            whole_results(tmp_path, run)
 
 
 def test_a_run_is_another_with_other_arguments_or_tasks(models) -> None:

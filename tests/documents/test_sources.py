@@ -223,3 +223,14 @@ def test_what_is_wrong_is_one_message_and_other_tasks_run(folder, llava, fault) 
     assert re.search(message, only)
     with pytest.raises(MIRError, match=message):
         simple_evaluate(evaluate.load(llava), tasks=["mir_bad"], **run_tasks)
+
+
+def test_a_folder_in_the_place_of_a_bases_data_set(folder) -> None:
+    keys = {"mir_media_dataset": "pictures", "mir_text_dataset": "captions", "mir_documents": 2}
+    base = {"mir_media_split": "val", "mir_media_config": "default", "mir_text_split": "test"}
+    with pytest.raises(MIRError, match=r"\(null, where a mir_base names them\)"):
+        documents("mir_own", Settings.of("task mir_own", {**base, **keys}))
+    null = dict.fromkeys([*base, "mir_text_config"])
+    found = Settings.of("task mir_own", {**base, **keys, **null})
+    assert (found.media_split, found.text_split) == ("train", "train")
+    assert len(documents("mir_own", found)) == 2

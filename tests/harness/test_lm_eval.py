@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import mir_task
+from mir_task import MIRError
 from tests import adapters
 from tests.measuring.test_library import load
 from tests.support import evaluate, states
@@ -183,3 +184,17 @@ def test_packaged_tasks_are_those_of_the_other_harness() -> None:
     assert names <= set(manager.all_tasks)
     loaded = manager.load(["mir_demo"])["tasks"]["mir_demo"]
     assert loaded.keys["mir_documents"] == 100
+
+
+def test_the_documents_that_samples_names_are_measured(tmp_path) -> None:
+    from mir_task.harness.lm_eval import MIRTask
+
+    task = MIRTask({"task": "mir_small", **write_data(tmp_path)})
+    wanted = [task.test_docs()[row] for row in (2, 4)]
+    task.build_all_requests(samples=[2, 4], rank=0, world_size=1)
+    found = list(task.documents(task.instances))
+    assert [(of.id, of.row, of.text) for of in found] == [
+        (doc["id"], row, doc["text"]) for doc, row in zip(wanted, (2, 4), strict=True)
+    ]
+    with pytest.raises(MIRError, match=r"'documents' is no key of a task \(did you mean mir_documents"):
+        MIRTask({"task": "mir_small", "documents": 3, "mir_base": "mir_demo"})

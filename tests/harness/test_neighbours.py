@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mir_task import MIRError
-from mir_task.tasks import packaged_tasks
+from mir_task.tasks import packaged_tasks, read_task, with_base
 from tests.support import evaluate, hub
 from tests.support.evaluate import tasks_of
 
@@ -372,6 +372,15 @@ class TestKeysOfTheHarness:
         (folder / "common").write_text(text.replace("nonsense: 1\n", ""))
         (task,) = manager.load_task_or_group(["mir_a"]).values()
         assert task.settings.seed == 5
+        # The commands and a mir_base read it as the harness does.
+        bases = {**packaged_tasks(), "mir_a": folder / "mir_a.yaml"}
+        read = read_task(folder / "mir_a.yaml", bases)
+        assert (read["mir_seed"], "include" in read) == (5, False)
+        other = with_base({"task": "mir_b", "mir_base": "mir_a"}, bases)
+        assert other == {**read, "task": "mir_b"}
+        (folder / "common").write_text("include: mir_a.yaml")
+        with pytest.raises(MIRError, match="include goes round in a circle"):
+            read_task(folder / "mir_a.yaml", bases)
 
     def test_a_key_that_is_none_is_named(self, folder) -> None:
         write(folder, "mir_a", "doc_to_txt: x")

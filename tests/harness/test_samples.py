@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from mir_task import MIRError
 from mir_task.documents.draw import in_draw_order
@@ -106,3 +107,16 @@ def test_sizes_follow_what_there_is_and_nothing_is_loaded_before(lm) -> None:
     taken = samples(lambda: lm, TASK, draws=1)
     assert [size for size, _ in taken.by_size()] == [1, 5, 10, 20, 50]
     assert taken.documents == 100
+
+
+def test_a_sample_is_whole_whatever_the_task_says_of_documents_that_fail(lm, tmp_path) -> None:
+    lines = [{"image": f"{n}.png", "text": f"A text of {n}."} for n in range(8)]
+    for n in range(8):
+        Image.new("RGB", (56, 56), (n, n, n)).save(tmp_path / f"{n}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {"mir_media_dataset": str(data), "mir_text_dataset": None, "mir_media_id": None}
+    keys["mir_on_error"] = "skip"
+    with pytest.raises(MIRError, match="the image cannot be read"):
+        samples(lambda: lm, {**TASK, **keys}, sizes=(4,), draws=2, documents=8)

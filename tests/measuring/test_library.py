@@ -2,7 +2,11 @@
 
 import copy
 import math
+import os
 import random
+import shutil
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 import mir_task
 from mir_task import LayerResult
 from mir_task.errors import MIRError
+from mir_task.measuring.processes import end_gloo
 from tests import adapters
 from tests.support import evaluate
 
@@ -247,6 +252,11 @@ def test_what_is_refused(llava_model, pairs) -> None:
             {"outlier": "drop"},
             r"mir: outlier is no key \(did you mean outliers\?\)",
         ),
+        (
+            (model, processor, pairs),
+            {"placement": "assistant_loglikelihood"},
+            "has no placement 'assistant_loglikelihood'; it has assistant_chat, user_generate",
+        ),
         ((torch.nn.Linear(2, 2), processor, pairs), {}, "looked for one module with an input embedding"),
     ):
         with pytest.raises(MIRError, match=message):
@@ -328,3 +338,35 @@ def test_arrays_and_paths_are_pictures_too(llava_model, pairs, tmp_path) -> None
 def test_what_is_no_picture_is_named(llava_model, medium, message: str) -> None:
     with pytest.raises(MIRError, match=message):
         mir_task.measure(*llava_model, [(medium, "A text that is long enough.")] * 2, bars=False)
+
+
+def _measure_a_share(rank: int, port: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group(rank=rank, world_size=2)
+    pairs = [(Image.new("RGB", (56, 56)), f"Text {n}.") for n in range(6)]
+    (row,) = (row for row in CHAT if row.name == "llava_hf-chat-llava-image")
+    model, processor = load(row, folder / "llava")
+    said = []
+    for shares in (pairs[rank::2], pairs[: 5 + rank], pairs[:: 1 - 2 * rank]):
+        try:
+            mir_task.measure(model, processor, shares, bars=False)
+        except MIRError as error:
+            said.append(str(error))
+    (folder / f"{rank}.txt").write_text("\n".join(said))
+    end_gloo()
+
+
+def test_processes_with_pairs_of_their_own_are_refused(checkpoints, tmp_path) -> None:
+    (row,) = (row for row in CHAT if row.name == "llava_hf-chat-llava-image")
+    shutil.copytree(adapters.make(row, checkpoints), tmp_path / "llava")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_measure_a_share, (port, tmp_path), nprocs=2)
+    for rank in range(2):
+        said = (tmp_path / f"{rank}.txt").read_text().splitlines()
+        assert len(said) == 3
+        assert all("pairs differ from process to process" in line for line in said)
+        assert "5, 6 pairs" in said[1]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -18,7 +18,7 @@ from mir_task.errors import MIRError
 from mir_task.harness.scores import aggregation, higher_is_better, metrics_of, of_document
 from mir_task.result import MIRResult
 from mir_task.settings import Settings
-from mir_task.tasks import mir_keys, with_base
+from mir_task.tasks import check_other_keys, mir_keys, with_base
 
 SPLIT = "test"
 
@@ -50,6 +50,7 @@ class MIRTask(Task):
         if not isinstance(name, str):
             raise MIRError(f"a MIR task needs a name, `task: NAME`, which is no {name!r}")
         self.settings = Settings.of(f"task {name}", mir_keys(config))
+        check_other_keys(config, {"class", "tag", *(each.name for each in fields(TaskConfig))})
         if self.settings.modality != "image":
             raise MIRError(
                 f"task {name}: mir_modality is {self.settings.modality!r}, and hf-multimodal of "
@@ -133,7 +134,9 @@ class MIRTask(Task):
 
     def documents(self, requests: list[Request]) -> Iterator[Document]:
         """The documents of a process's requests, each once, in their order."""
-        for doc_id in sorted({int(request.doc_id or 0) for request in requests}):
+        # Not by the harness's numbers, which count what --samples chose.
+        rows = {name: row for row, name in enumerate(self._texts["id"])}
+        for doc_id in sorted({rows[request.doc["id"]] for request in requests}):
             values = self._rows[doc_id]
             gains = self.settings.measures_gain
             other = row_of_other_medium(self._rows, doc_id, self.settings.seed) if gains else None
