@@ -85,9 +85,6 @@ def entries(path: Path) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-_OF_A_CHECKPOINT = {".safetensors", ".bin", ".pt", ".pth", ".json"}
-
-
 def run_of(entry: Any, where: str, tasks: Sequence[str] = ()) -> Run:
     """The run of one entry.
 
@@ -111,21 +108,17 @@ def run_of(entry: Any, where: str, tasks: Sequence[str] = ()) -> Run:
 def _name(config: Mapping[str, Any]) -> str:
     found = re.search(r"pretrained=([^,]+)", str(config.get("model_args", "")))
     model = "-".join([config["model"], *(Path(found[1]).parts[-2:] if found else ())])
-    depends = json.dumps([config, versions(), *_on_disk(config, found)], sort_keys=True, default=str)
+    depends = json.dumps([config, versions(), *_of_tasks(config)], sort_keys=True, default=str)
     digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}-{digest}"
 
 
-def _on_disk(config: Mapping[str, Any], pretrained: re.Match[str] | None) -> Iterator[Any]:
-    """What a run depends on beside its arguments: tasks of one's own, and a checkpoint in a folder."""
+def _of_tasks(config: Mapping[str, Any]) -> Iterator[Any]:
+    """What a run depends on beside its arguments: files of tasks of one's own."""
     tasks = Path(str(config.get("include_path") or ""))
     if config.get("include_path") and tasks.is_dir():
         files = sorted(path for path in files_below(tasks) if path.suffix in (".yaml", ".yml", ".py"))
         yield [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    checkpoint = Path(pretrained[1]) if pretrained else None
-    if checkpoint is not None and checkpoint.is_dir():
-        weights = sorted(path for path in checkpoint.iterdir() if path.suffix in _OF_A_CHECKPOINT)
-        yield [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
 
 
 def command(run: Run, output: Path, options: Options) -> list[str]:
