@@ -64,7 +64,7 @@ def differences(one: Ground, other: Ground) -> list[str]:
         if getattr(one, field) != getattr(other, field)
     ]
     if one.documents == other.documents and one.data != other.data:
-        which = f"{one.data or 'not noted'}, not {other.data or 'not noted'}"
+        which = f"{one.data or 'unknown'}, not {other.data or 'unknown'}"
         found.append(f"other texts or another data set under the same ids ({which})")
     return found
 

@@ -104,9 +104,14 @@ class Stored(NamedTuple):
     layout: Layout = "mir-task"
 
 
+def encoded(name: str) -> str:
+    """A name, percent-encoded where it holds what file names do not, such as a slash."""
+    return quote(name, safe=" +,;=@()[]")
+
+
 def file_name(document_id: str) -> str:
-    """Of a document: its id, percent-encoded where it holds what file names do not."""
-    name = quote(document_id, safe=" +,;=@()[]")
+    """Of a document, by its id."""
+    name = encoded(document_id)
     hidden = name.startswith(".")  # such files are left out
     return ("%2E" + name[1:] if hidden else name) + SUFFIX
 

@@ -2,10 +2,10 @@
 
 import time
 from pathlib import Path
-from urllib.parse import quote
 
 from mir_task.files import versions
 from mir_task.reports.report import write_report
+from mir_task.states.layout import encoded
 from mir_task.states.measure import Measured
 
 
@@ -27,7 +27,7 @@ def write(measured: Measured, folder: Path) -> list[Path]:
         **measurement.report(manifest.modality),
     }
     date = time.strftime("%Y%m%d_%H%M%S")
-    name = quote(measured.name, safe=" +,;=@()[]")  # it may be an id with a slash
+    name = encoded(measured.name)
     stem = folder / f"{date}_mir_{name}"
     try:
         return write_report(stem, measurement.result, report, measurement.sample())
